@@ -1,0 +1,65 @@
+"""What can go wrong, drawn as a tree. Each error carries its numbers and says what waiting would change.
+
+PacerError
+├── SettingsError (ValueError)        a setting cannot be used: fix it, waiting changes nothing
+│   └── LimitsConflict                a run that is open already has other limits
+└── BudgetExceeded (RuntimeError)     a call was refused; nothing was sent and nothing was booked
+    ├── CeilingReached                waiting changes nothing: the tokens are spent
+    └── WaitTooLong                   waiting helps, but longer than the caller allows
+"""
+
+from __future__ import annotations
+
+
+class PacerError(Exception):
+    """Base of everything this library raises on its own account."""
+
+
+class SettingsError(PacerError, ValueError):
+    """A setting is missing, malformed or unknown; the message names it, its value and what is accepted."""
+
+
+class LimitsConflict(SettingsError):
+    """A transport or pacer asked for other limits than the ones its run was opened with."""
+
+
+class BudgetExceeded(PacerError, RuntimeError):
+    """A call was refused before it was sent.
+
+    Attributes: ``limit`` (the setting that refused), ``run``, ``asked`` (tokens the call might cost),
+    ``amount`` (the limit itself), ``spent``, ``unknown``, ``held``, ``remaining`` (tokens; ``None`` without a ceiling),
+    ``retry_after_seconds`` (``None`` when waiting cannot help).
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit: str,
+        run: str,
+        asked: int,
+        amount: float,
+        spent: int = 0,
+        unknown: int = 0,
+        held: int = 0,
+        remaining: int | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.run = run
+        self.asked = asked
+        self.amount = amount
+        self.spent = spent
+        self.unknown = unknown
+        self.held = held
+        self.remaining = remaining
+        self.retry_after_seconds = retry_after_seconds
+
+
+class CeilingReached(BudgetExceeded):
+    """What is left under the ceiling cannot hold this call, even when every open call has settled."""
+
+
+class WaitTooLong(BudgetExceeded):
+    """The call would have had to wait longer than ``max_wait`` (or ``on_limit=refuse`` allows no wait at all)."""

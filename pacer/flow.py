@@ -1,0 +1,65 @@
+"""The way of one call to its place, written once: it neither blocks nor awaits, it says what to wait for.
+
+A driver runs the generator: it does each step (blocking or awaiting) and goes on; tests drive it by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from pacer import telemetry
+from pacer.admission import Reservation, Ticket
+from pacer.errors import BudgetExceeded
+from pacer.smoothing import Smoothing
+from pacer.store import Store
+from pacer.usage import Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Sleep until the ticket is decided."""
+
+    store: Store
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Wait for the next free start."""
+
+    smoothing: Smoothing
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Sleep for ``seconds``."""
+
+    seconds: float
+
+
+Step = Park | Space | Pause
+
+
+def admit(
+    store: Store, call: Estimate, run: str, smoothing: Smoothing | None = None
+) -> Generator[Step, None, Reservation]:
+    """A place for ``call``. Whoever cancels it on the way leaves no trace. Raises: BudgetExceeded."""
+    ticket = store.offer(call)
+    try:
+        if ticket.decision is None:
+            with telemetry.waiting(ticket, run) as record:
+                yield Park(store, ticket)
+                record.outcome = "admitted" if isinstance(ticket.decision, Reservation) else "refused"
+        decision = ticket.decision
+        if isinstance(decision, BudgetExceeded):
+            telemetry.refused(decision, call)
+            raise decision
+        assert decision is not None, "a parked call was woken without a decision"
+        if smoothing is not None:
+            yield Space(smoothing)
+    except BaseException:
+        store.leave(ticket)
+        raise
+    telemetry.admitted(decision, run)
+    return decision

@@ -1,0 +1,213 @@
+"""PACER_* variables and constructor arguments become checked values. The only importer of pydantic and its settings.
+
+A constructor argument wins over its variable. Nothing malformed is ever ignored: a limit that cannot be read is an
+error, not a limit that is off.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypedDict, Unpack
+
+from pydantic import BeforeValidator, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from pacer.errors import SettingsError
+
+LARGEST = 2**53 - 1
+_PLAIN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kM]?)", re.ASCII)
+_FACTOR = {"": 1, "k": 1_000, "M": 1_000_000}
+_NUMBER = "a plain number such as 2000, 500k or 1.5M"
+
+
+def _number(value: object) -> float:
+    if isinstance(value, str) and (match := _PLAIN.fullmatch(value)):
+        value = float(match[1]) * _FACTOR[match[2]]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError
+    if value < 0 or value > LARGEST:
+        raise ValueError
+    return float(value)
+
+
+def _amount(value: object) -> int | None:
+    if value is None:
+        return None
+    number = _number(value)
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
+
+
+def _rate(value: object) -> float | None:
+    if value is None:
+        return None
+    number = _number(value)
+    if number == 0:
+        raise ValueError
+    return number
+
+
+def _seconds(value: object) -> float | None:
+    return None if value is None else _number(value)
+
+
+def _run(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", value, re.ASCII):
+        raise ValueError
+    return value
+
+
+def _switch(value: object) -> bool:
+    answers = {"on": True, "off": False, True: True, False: False}
+    if not isinstance(value, str | bool) or value not in answers:
+        raise ValueError
+    return answers[value]
+
+
+RateSetting = Annotated[float | None, BeforeValidator(_rate)]
+AmountSetting = Annotated[int | None, BeforeValidator(_amount)]
+
+_RATE = f"{_NUMBER}, above 0"
+_ACCEPTED = {
+    "tokens_per_second": _RATE,
+    "tokens_per_minute": _RATE,
+    "input_tokens_per_minute": _RATE,
+    "output_tokens_per_minute": _RATE,
+    "requests_per_minute": _RATE,
+    "requests_per_second": _RATE,
+    "burst": f"{_RATE}, in tokens",
+    "ceiling": f"a whole number of tokens from 0, {_NUMBER}",
+    "on_limit": "wait or refuse",
+    "max_wait": "seconds from 0",
+    "unknown": "worst or seen",
+    "refusal": "response or raise",
+    "retries": "a whole number from 0",
+    "include_usage": "on or off",
+    "run": "1 to 128 of the characters A-Z a-z 0-9 . _ : -",
+}
+
+
+class SettingsInput(TypedDict, total=False):
+    """The keyword arguments of ``BudgetTransport`` and ``Pacer``; strings are read as in the environment."""
+
+    tokens_per_second: float | str | None
+    tokens_per_minute: float | str | None
+    burst: float | str | None
+    input_tokens_per_minute: float | str | None
+    output_tokens_per_minute: float | str | None
+    requests_per_minute: float | str | None
+    requests_per_second: float | str | None
+    ceiling: int | str | None
+    on_limit: Literal["wait", "refuse"]
+    max_wait: float | str | None
+    unknown: Literal["worst", "seen"]
+    refusal: Literal["response", "raise"]
+    retries: int | str
+    include_usage: bool | Literal["on", "off"]
+    run: str
+
+
+class Settings(BaseSettings):
+    """All settings, checked. Rates in tokens or requests, times in seconds; ``None`` means no limit."""
+
+    model_config = SettingsConfigDict(env_prefix="PACER_", extra="forbid", frozen=True)
+
+    tokens_per_second: RateSetting = None
+    tokens_per_minute: RateSetting = None
+    burst: RateSetting = None
+    input_tokens_per_minute: RateSetting = None
+    output_tokens_per_minute: RateSetting = None
+    requests_per_minute: RateSetting = None
+    requests_per_second: RateSetting = None
+    ceiling: AmountSetting = None
+    on_limit: Literal["wait", "refuse"] = "wait"
+    max_wait: Annotated[float | None, BeforeValidator(_seconds)] = None
+    unknown: Literal["worst", "seen"] = "worst"
+    refusal: Literal["response", "raise"] = "response"
+    retries: Annotated[int, BeforeValidator(_amount)] = 0
+    include_usage: Annotated[bool, BeforeValidator(_switch)] = True
+    run: Annotated[str, BeforeValidator(_run)] = "default"
+
+    def limits(self) -> dict[str, object]:
+        """What all who share the run must agree on: everything that is not a transport's own affair."""
+        return self.model_dump(exclude={"refusal", "retries", "include_usage", "run"})
+
+    def limits_set(self) -> dict[str, object]:
+        """The limits that were named by an argument or a variable."""
+        return {name: value for name, value in self.limits().items() if name in self.model_fields_set}
+
+
+class _WithoutEnvironment(Settings):
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def load(**given: Unpack[SettingsInput]) -> Settings:
+    """Settings from arguments and, where an argument is missing, from ``PACER_*``.
+
+    Raises: SettingsError naming the setting, its value and what is accepted.
+    """
+    for name in os.environ:
+        if name.upper().startswith("PACER_"):
+            _known(name.upper().removeprefix("PACER_").lower(), shown=name)
+    return _build(Settings, given)
+
+
+def explicit(**given: Unpack[SettingsInput]) -> Settings:
+    """Settings from arguments alone. Raises: SettingsError."""
+    return _build(_WithoutEnvironment, given)
+
+
+def _build(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
+    for name in given:
+        _known(name, shown=name)
+    try:
+        settings = kind(**given)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(row["loc"][0], row["input"], given) for row in error.errors())) from None
+    _check_together(settings)
+    return settings
+
+
+def _explain(name: object, value: object, given: Mapping[str, Any]) -> str:
+    name = str(name).lower().removeprefix("pacer_")
+    shown = name if name in given else f"PACER_{name.upper()}"
+    return f"{shown}={value!r} is not accepted: give {_ACCEPTED[name]}"
+
+
+def _known(name: str, shown: str) -> None:
+    if name in _ACCEPTED:
+        return
+    near = difflib.get_close_matches(name, _ACCEPTED, n=1)
+    hint = f"did you mean {shown[: len(shown) - len(name)]}{_cased(near[0], shown)}?" if near else "it is not a setting"
+    raise SettingsError(f"{shown} is unknown: {hint}; accepted are {', '.join(sorted(_ACCEPTED))}")
+
+
+def _cased(name: str, like: str) -> str:
+    return name.upper() if like.isupper() else name
+
+
+def _check_together(settings: Settings) -> None:
+    second, minute = settings.tokens_per_second, settings.tokens_per_minute
+    if second is not None and minute is not None:
+        raise SettingsError(
+            f"tokens_per_second={second:g} and tokens_per_minute={minute:g} are set both "
+            "(PACER_TOKENS_PER_SECOND, PACER_TOKENS_PER_MINUTE): give one of them"
+        )
+    if settings.burst is not None and second is None and minute is None:
+        raise SettingsError(
+            f"burst={settings.burst:g} (PACER_BURST) needs a rate: give tokens_per_second or tokens_per_minute too"
+        )

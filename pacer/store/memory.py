@@ -1,0 +1,151 @@
+"""The books in this process's memory: one lock, held for microseconds, around the pure admission.
+
+Nothing foreign runs under the lock. A settlement may come from a garbage collection that interrupts the very
+thread that holds it, so settlements and departures are posted: whoever holds the lock works them off before and after
+its own part.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from pacer.admission import Admission, Reservation, Seat, Ticket
+from pacer.usage import Estimate, Settlement, Status, Usage
+
+_log = logging.getLogger("pacer")
+
+
+class MemoryStore:
+    """See :class:`pacer.store.Store`. ``clock`` gives monotonic seconds."""
+
+    def __init__(self, admission: Admission, clock: Callable[[], float] = time.monotonic) -> None:
+        self._admission = admission
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._posts: deque[Callable[[float], None]] = deque()
+        self._decided: list[Ticket] = []
+        self._armed: tuple[Ticket, float] | None = None
+        _alive.add(self)
+
+    def offer(self, call: Estimate) -> Ticket:
+        """Decide on a call, or queue it."""
+        with self._books() as now:
+            return self._admission.offer(call, now)
+
+    def sit(self, ticket: Ticket, seat: Seat) -> None:
+        """Attach the seat; a ticket decided meanwhile is woken at once."""
+        with self._books():
+            ticket.seat = seat
+            if ticket.decision is not None:
+                self._decided.append(ticket)
+
+    def leave(self, ticket: Ticket) -> None:
+        """Undo the ticket; the next waiter is examined in the same critical section."""
+        self._posts.append(partial(self._admission.leave, ticket))
+        self._work_off()
+
+    def settle(self, place: Reservation, usage: Usage, settlement: Settlement) -> None:
+        """Post a settlement and work it off, here or in the thread that has the lock just now."""
+        self._posts.append(partial(self._admission.settle, place, usage, settlement))
+        self._work_off()
+
+    def tick(self) -> None:
+        """Examine the lane: its timer fired."""
+        with self._books():
+            self._armed = None
+
+    def set_ceiling(self, ceiling: int | None) -> None:
+        """Change the ceiling; wakes whom it helps and refuses whom it leaves without hope."""
+        with self._books():
+            self._admission.set_ceiling(ceiling)
+
+    def status(self) -> Status:
+        """How everything stands, posted settlements included."""
+        with self._books() as now:
+            return self._admission.status(now)
+
+    @contextmanager
+    def _books(self) -> Iterator[float]:
+        """The critical section: posted settlements first, then the caller's part, then everybody it lets in."""
+        self._lock.acquire()
+        try:
+            now = self._clock()
+            self._do_posted(now)
+            yield now
+        finally:
+            self._unlock_and_wake(*self._decide_and_arm())
+        self._work_off()
+
+    def _work_off(self) -> None:
+        """Do what is posted; if the lock is taken, its holder looks here again after letting go of it."""
+        while self._posts and self._lock.acquire(blocking=False):
+            self._unlock_and_wake(*self._decide_and_arm())
+
+    def _do_posted(self, now: float) -> None:
+        while self._posts:
+            self._posts.popleft()(now)
+
+    def _decide_and_arm(self) -> tuple[list[Ticket], tuple[Seat, float] | None]:
+        """Under the lock: settle, decide, and find out who keeps the time from here on."""
+        now = self._clock()
+        self._do_posted(now)
+        decided = self._decided + self._admission.pump(now)
+        self._decided = []
+        due = self._admission.next_due(now)
+        if due is None or due[0].seat is None:
+            return decided, None
+        if self._armed is not None and self._armed[0] is due[0] and now <= self._armed[1] <= due[1]:
+            return decided, None  # an overdue timer is armed anew: its loop may have stopped
+        self._armed = due
+        return decided, (due[0].seat, max(0.0, due[1] - now))
+
+    def _unlock_and_wake(self, decided: list[Ticket], timer: tuple[Seat, float] | None) -> None:
+        self._lock.release()
+        if timer is not None:
+            self._arm(*timer)
+        for ticket in decided:
+            if ticket.seat is not None:
+                self._wake(ticket, ticket.seat)
+
+    def _wake(self, ticket: Ticket, seat: Seat) -> None:
+        try:
+            seat.wake()
+        except RuntimeError:  # its event loop is closed: nobody will ever use this place
+            self.leave(ticket)
+
+    def _arm(self, seat: Seat, seconds: float) -> None:
+        try:
+            seat.arm(seconds)
+        except RuntimeError:
+            armed = self._armed
+            if armed is not None:
+                self.leave(armed[0])
+
+    def _renew_after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._posts.clear()
+        self._decided.clear()
+        self._armed = None
+        self._admission.forget_the_living()
+        if self._admission.gates or self._admission.account.ceiling is not None:
+            _log.warning("run %s was forked: this process now counts alone", self._admission.account.name)
+
+
+_alive: weakref.WeakSet[MemoryStore] = weakref.WeakSet()
+
+
+def _renew_all() -> None:
+    for store in list(_alive):
+        store._renew_after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)

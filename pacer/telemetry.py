@@ -1,0 +1,107 @@
+"""What happened, told as spans, metrics and log lines. The only importer of opentelemetry.
+
+Ids, models, counts and host names only: never a prompt, an answer, a key or the query of a URL.
+Nothing is recorded unless the application has set up an OpenTelemetry SDK; then the API calls cost next to nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from opentelemetry import metrics, trace
+
+from pacer.admission import Reservation, Ticket
+from pacer.errors import BudgetExceeded, WaitTooLong
+from pacer.usage import Estimate, Settlement, Usage
+
+_log = logging.getLogger("pacer")
+_tracer = trace.get_tracer("pacer")
+_meter = metrics.get_meter("pacer")
+_time_in_queue = _meter.create_histogram("pacer.request.time_in_queue", "s", "Time a call waited for admission")
+_queued = _meter.create_up_down_counter("pacer.queued_requests", "{request}", "Calls waiting for admission")
+_active = _meter.create_up_down_counter("pacer.active_reservations", "{request}", "Calls admitted and not settled")
+_requests = _meter.create_counter("pacer.requests", "{request}", "Calls by pacer.result")
+_tokens = _meter.create_counter("pacer.tokens", "{token}", "Tokens booked by pacer.token.class")
+_uncharged = _meter.create_counter("pacer.uncharged_requests", "{request}", "Calls not charged, by reason")
+
+LOGGED_WAIT_SECONDS = 1.0
+
+
+class WaitRecord:
+    """A wait under way; it is told how the wait ended."""
+
+    def __init__(self) -> None:
+        self.outcome = "cancelled"
+
+
+@contextmanager
+def waiting(ticket: Ticket, run: str) -> Iterator[WaitRecord]:
+    """Span ``pacer.wait`` around a wait, a child of the caller's span; one log line if it is expected to be long."""
+    call, wait = ticket.call, ticket.wait
+    limit = wait.limit if wait else "unknown"
+    seconds = wait.seconds if wait else None
+    if seconds is None or seconds >= LOGGED_WAIT_SECONDS:
+        expected = "until open calls settle" if seconds is None else f"about {seconds:.1f} s"
+        _log.info("run %s waits for %s: %s, place %d in line", run, limit, expected, ticket.position)
+    attributes = {
+        "pacer.limit": limit,
+        "pacer.run": run,
+        "pacer.tokens.asked": call.expected,
+        "pacer.queue.position": ticket.position,
+        **_model(call),
+    }
+    record = WaitRecord()
+    _queued.add(1, {"pacer.run": run})
+    with _tracer.start_as_current_span("pacer.wait", attributes=attributes, record_exception=False) as span:
+        try:
+            yield record
+        finally:
+            span.set_attribute("pacer.wait.outcome", record.outcome)
+            _queued.add(-1, {"pacer.run": run})
+
+
+def admitted(place: Reservation, run: str) -> None:
+    """A call has its place."""
+    _time_in_queue.record(place.waited_seconds, {"pacer.run": run})
+    _active.add(1, {"pacer.run": run})
+
+
+def refused(refusal: BudgetExceeded, call: Estimate) -> None:
+    """Event ``pacer.refused`` on the caller's span, and a count."""
+    result = "timed_out" if isinstance(refusal, WaitTooLong) else "refused"
+    _requests.add(1, {"pacer.run": refusal.run, "pacer.result": result})
+    span = trace.get_current_span()
+    if span.is_recording():
+        numbers = {"pacer.limit": refusal.limit, "pacer.run": refusal.run, "pacer.tokens.asked": refusal.asked}
+        if refusal.remaining is not None:
+            numbers["pacer.tokens.remaining"] = refusal.remaining
+        span.add_event("pacer.refused", {**numbers, **_model(call)})
+
+
+def settled(usage: Usage, settlement: Settlement, run: str) -> None:
+    """A reservation has ended."""
+    _active.add(-1, {"pacer.run": run})
+    _requests.add(1, {"pacer.run": run, "pacer.result": settlement.source})
+    for token_class, amount in (
+        ("input", usage.input - usage.cached),
+        ("cached", usage.cached),
+        ("output", usage.output),
+        ("unknown", settlement.unknown),
+    ):
+        if amount > 0:
+            _tokens.add(amount, {"pacer.run": run, "pacer.token.class": token_class})
+
+
+def uncharged(reason: str, run: str) -> None:
+    """A call passed without being charged."""
+    _uncharged.add(1, {"pacer.run": run, "reason": reason})
+
+
+def _model(call: Estimate) -> dict[str, str]:
+    return {
+        "gen_ai.provider.name": call.provider,
+        "gen_ai.request.model": call.model,
+        "server.address": call.server,
+    }

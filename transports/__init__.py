@@ -1,0 +1,5 @@
+"""The drop-in HTTP transport. This package knows httpx, httpx2 and the providers; ``pacer`` knows tokens and time."""
+
+from transports.budget import BudgetTransport, Receipt
+
+__all__ = ["BudgetTransport", "Receipt"]

@@ -1,0 +1,370 @@
+"""BudgetTransport: the way of one request, told once, and the two shells that walk it, blocking and awaiting."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from pacer import estimate, parking, settings
+from pacer.admission import Reservation
+from pacer.errors import BudgetExceeded, SettingsError
+from pacer.flow import Park, Pause, Space
+from pacer.pacer import Pacer, join
+from pacer.settings import SettingsInput
+from pacer.usage import Estimate, Source, Usage
+from transports import refusal, retry
+from transports.inner import Inner
+from transports.library import Request, Response, body_of, library_of
+from transports.retry import Discard
+from transports.stream import Meter, metered
+from transports.wire import Call, Wire, recognise
+
+if TYPE_CHECKING:
+    import httpx
+    import httpx2
+
+    class _Transport(httpx.BaseTransport, httpx.AsyncBaseTransport, httpx2.BaseTransport, httpx2.AsyncBaseTransport):  # type: ignore[misc]  # each library wants its own
+        ...
+else:
+    # No base class at run time: anthropic refuses heirs of httpx's transports for its httpx2 client.
+    _Transport = object
+
+UNREADABLE_BODY_UNITS = 4_096.0
+"""Input tokens supposed for a body that can neither be read nor measured."""
+_REPORTS_USAGE_UNASKED = frozenset({"api.mistral.ai"})  # its streams end with usage, and it refuses unknown members
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Hand the request to the network."""
+
+    request: Request
+
+
+class Receipt:
+    """What became of an admitted call: ``response.extensions["pacer"]``. Tokens; complete when the body has ended."""
+
+    def __init__(self, place: Reservation) -> None:
+        self._place = place
+
+    @property
+    def waited_seconds(self) -> float:
+        """Seconds from the request to its admission."""
+        return self._place.waited_seconds
+
+    @property
+    def reserved(self) -> int:
+        """The worst case that was held against the ceiling."""
+        return self._place.call.worst
+
+    @property
+    def charged(self) -> int | None:
+        """Tokens booked as spent; ``None`` as long as the body goes on."""
+        return None if self._place.settlement is None else self._place.settlement.spent
+
+    @property
+    def unknown(self) -> int | None:
+        """Tokens booked beside because nobody saw the end of the bill; ``None`` as long as the body goes on."""
+        return None if self._place.settlement is None else self._place.settlement.unknown
+
+    @property
+    def source(self) -> Source | None:
+        """Where the number came from; ``None`` as long as the body goes on."""
+        return None if self._place.settlement is None else self._place.settlement.source
+
+    def __repr__(self) -> str:
+        return (
+            f"<Receipt {self.charged} charged + {self.unknown} unknown of {self.reserved} reserved, "
+            f"from {self.source}, waited {self.waited_seconds:.2f} s>"
+        )
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """One model call on its way: what was recognised, and what goes out."""
+
+    request: Request
+    outgoing: Request
+    library: ModuleType
+    wire: Wire
+    estimate: Estimate
+    units: float
+    hides_usage: bool
+    replayable: bool
+
+
+class BudgetTransport(_Transport):
+    """A transport for ``httpx.Client``, ``httpx.AsyncClient`` and both of httpx2: meters, paces and caps LLM calls.
+
+    ``inner`` is the transport below (default: what the client would have built, with ``verify``, ``http2``, ``limits``).
+    Without ``pacer`` it joins the pacer of its ``run``; all other keyword arguments are settings, and what is not given
+    comes from ``PACER_*``. Raises: SettingsError, LimitsConflict.
+    """
+
+    def __init__(
+        self,
+        inner: Any = None,
+        *,
+        pacer: Pacer | None = None,
+        verify: ssl.SSLContext | bool = True,
+        http2: bool = False,
+        limits: Any = None,
+        **given: Unpack[SettingsInput],
+    ) -> None:
+        if pacer is not None and (foreign := sorted(set(given) - {"refusal", "retries", "include_usage"})):
+            raise SettingsError(f"{', '.join(foreign)} given beside pacer=: the limits of a pacer are set on the pacer")
+        chosen = settings.load(**given) if pacer is None else settings.explicit(**given)
+        self.pacer = join(chosen) if pacer is None else pacer
+        self._settings = chosen if pacer is None or given else pacer.settings
+        self._inner = Inner(inner, verify=verify, http2=http2, limits=limits)
+
+    def handle_request(self, request: Any) -> Any:
+        """Walk the request's way, blocking. Raises: what the inner transport raises, and BudgetExceeded if asked to."""
+        way = self._way(request, awaits=False)
+        do: Callable[[], Any] = lambda: next(way)  # noqa: E731 - the first step starts the generator
+        while True:
+            try:
+                step = do()
+            except StopIteration as end:
+                return end.value
+            try:
+                result = self._block(step, request)
+            except BaseException as error:  # noqa: BLE001 - the way decides what it means
+                do = _throwing(way, error)
+            else:
+                do = _sending(way, result)
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Walk the request's way, awaiting. Raises: what the inner transport raises, and BudgetExceeded if asked to."""
+        way = self._way(request, awaits=True)
+        do: Callable[[], Any] = lambda: next(way)  # noqa: E731 - the first step starts the generator
+        while True:
+            try:
+                step = do()
+            except StopIteration as end:
+                return end.value
+            try:
+                result = await self._await(step, request)
+            except BaseException as error:  # noqa: BLE001 - the way decides what it means
+                do = _throwing(way, error)
+            else:
+                do = _sending(way, result)
+
+    def _way(self, request: Request, *, awaits: bool) -> Generator[Any, Any, Response]:
+        """The story of one request: recognise, estimate, admit, send, meter."""
+        library = library_of(request)
+        exchange = self._recognised(request, library)
+        if exchange is None:
+            self.pacer.count_unmetered()
+            return (yield Send(request))
+        try:
+            if self._settings.retries and exchange.replayable:
+                return (
+                    yield from retry.attempts(
+                        lambda: self._attempt(exchange, awaits=awaits), self._settings.retries, library
+                    )
+                )
+            return (yield from self._attempt(exchange, awaits=awaits))
+        except BudgetExceeded as refused:
+            if self._settings.refusal == "raise":
+                raise
+            return refusal.answer(refused, library, request)
+
+    def _attempt(self, exchange: _Exchange, *, awaits: bool) -> Generator[Any, Any, Response]:
+        """One try: a place, the network, and a meter on the answer."""
+        place = yield from self.pacer.admit(exchange.estimate)
+        progress = _Progress(self._inner.reports_sending(exchange.library))
+        outgoing = progress.watch(exchange.outgoing, awaits=awaits)
+        try:
+            response = yield Send(outgoing)
+            return self._metered(response, exchange, place)
+        except BaseException as error:
+            if progress.surely_unsent(error, exchange.library):
+                self.pacer.settle(place, Usage(), "void")
+            else:
+                self.pacer.settle(place, Usage(place.call.input), "partial")
+            raise
+
+    def _metered(self, response: Response, exchange: _Exchange, place: Reservation) -> Response:
+        """Put the meter on an answer, or settle at once where there is nothing to read."""
+        response.extensions["pacer"] = Receipt(place)
+        status = response.status_code
+        if status in (408, 409, 499):
+            self.pacer.settle(place, Usage(place.call.input), "partial")
+        elif not 200 <= status < 300:
+            self.pacer.settle(place, Usage(), "void")
+            if status >= 400:
+                self.pacer.count_failed()
+        else:
+            self._read_along(response, exchange, place)
+        return response
+
+    def _read_along(self, response: Response, exchange: _Exchange, place: Reservation) -> None:
+        meter = Meter(self.pacer, place, exchange.wire, exchange.units, hides_usage=exchange.hides_usage)
+        content_type = response.headers.get("content-type", "")
+        if response.is_stream_consumed:  # read already: no byte will pass the meter
+            meter.expect(content_type, "")
+            meter.feed(response.content)
+            meter.finish()
+            return
+        meter.expect(content_type, response.headers.get("content-encoding", ""))
+        response.stream = metered(response.stream, meter, exchange.library)
+
+    def _recognised(self, request: Request, library: ModuleType) -> _Exchange | None:
+        """What the request is, if it is a model call."""
+        body = body_of(request, library)
+        headers = request.headers
+        path = request.url.raw_path.partition(b"?")[0].decode("ascii", "replace")
+        wire = recognise(request.method, path, body, headers.get("content-type", ""))
+        if wire is None:
+            return None
+        host = request.url.host
+        asks_usage = self._settings.include_usage and host not in _REPORTS_USAGE_UNASKED
+        asks_usage = asks_usage and not headers.get("authorization", "").startswith("AWS4-")
+        call = wire.read_request(body, asks_usage) if body else Call()
+        units = estimate.units(body) if body is not None else _units_by_size(headers.get("content-length"))
+        return _Exchange(
+            request=request,
+            outgoing=request if call.body_asking_usage is None else _rewritten(request, call.body_asking_usage),
+            library=library,
+            wire=wire,
+            estimate=self._estimate(call, units, wire, host),
+            units=units,
+            hides_usage=call.body_asking_usage is not None,
+            replayable=body is not None,
+        )
+
+    def _estimate(self, call: Call, units: float, wire: Wire, host: str) -> Estimate:
+        learned = self.pacer.estimator
+        expected_input, safe_input = learned.input(call.model, units)
+        expected_output, cap = learned.output(call.model, call.output_cap, call.choices)
+        return Estimate(expected_input, expected_output, safe_input + cap, wire.provider, call.model, host)
+
+    def _block(self, step: object, request: Request) -> Any:
+        match step:
+            case Send(outgoing):
+                library = library_of(request)
+                return self._inner.transport(library, outgoing.url, awaits=False).handle_request(outgoing)
+            case Park(store, ticket):
+                seat = parking.ThreadSeat(store.tick)
+                store.sit(ticket, seat)
+                return seat.wait()
+            case Space(smoothing):
+                return time.sleep(smoothing.turn_seconds(time.monotonic()))
+            case Pause(seconds):
+                return time.sleep(seconds)
+            case Discard(response):
+                return response.close()
+        raise AssertionError(f"no such step: {step!r}")
+
+    async def _await(self, step: object, request: Request) -> Any:
+        match step:
+            case Send(outgoing):
+                library = library_of(request)
+                transport = self._inner.transport(library, outgoing.url, awaits=True)
+                return await transport.handle_async_request(outgoing)
+            case Park(store, ticket):
+                seat = parking.async_seat(store.tick)
+                store.sit(ticket, seat)
+                return await seat.wait()
+            case Space(smoothing):
+                return await parking.async_turn(smoothing)
+            case Pause(seconds):
+                return await parking.async_sleep(seconds)
+            case Discard(response):
+                return await response.aclose()
+        raise AssertionError(f"no such step: {step!r}")
+
+    def close(self) -> None:
+        """Close the inner transport; the budget goes on. Twice is fine."""
+        self._inner.close()
+
+    async def aclose(self) -> None:
+        """Close the inner transport; the budget goes on. Twice is fine."""
+        await self._inner.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<BudgetTransport {self.pacer!r}>"
+
+
+class _Progress:
+    """How far a request got, as httpcore tells through the ``trace`` extension."""
+
+    def __init__(self, always_reports: bool) -> None:
+        self._reports = always_reports
+        self._sent = False
+
+    def watch(self, request: Request, *, awaits: bool) -> Request:
+        """Have ``request`` report here, and to the caller's own trace function as before."""
+        theirs = request.extensions.get("trace")
+
+        def note(name: str, info: dict[str, Any]) -> Any:
+            self._note(name, info)
+            return theirs(name, info) if theirs is not None else None
+
+        async def anote(name: str, info: dict[str, Any]) -> None:
+            self._note(name, info)
+            if theirs is not None:
+                await theirs(name, info)
+
+        request.extensions = {**request.extensions, "trace": anote if awaits else note}
+        return request
+
+    def surely_unsent(self, error: BaseException, library: ModuleType) -> bool:
+        """Whether no byte of the body can have reached the provider."""
+        if isinstance(error, library.ConnectError | library.ConnectTimeout | library.PoolTimeout):
+            return True
+        return self._reports and not self._sent
+
+    def _note(self, name: str, info: dict[str, Any]) -> None:
+        self._reports = True
+        if name.endswith("send_request_body.started") and info["request"].method != b"CONNECT":
+            self._sent = True
+
+
+def _sending(way: Generator[Any, Any, Response], result: Any) -> Callable[[], Any]:
+    return lambda: way.send(result)
+
+
+def _throwing(way: Generator[Any, Any, Response], error: BaseException) -> Callable[[], Any]:
+    return lambda: way.throw(error)
+
+
+def _rewritten(request: Request, body: bytes) -> Request:
+    """The same request with another body. Compression is declined: a hidden chunk cannot be cut out of gzip."""
+    headers = request.headers.copy()
+    headers["accept-encoding"] = "identity"
+    headers["content-length"] = str(len(body))
+    return type(request)(request.method, request.url, headers=headers, content=body, extensions=request.extensions)
+
+
+def _units_by_size(content_length: str | None) -> float:
+    if content_length is not None and content_length.isdecimal() and len(content_length) < 16:
+        return int(content_length) / 4
+    return UNREADABLE_BODY_UNITS

@@ -1,0 +1,49 @@
+"""A refusal becomes an HTTP answer that every SDK shows well and none repeats in vain.
+
+402 with ``x-should-retry: false`` is tried once by the openai, anthropic, groq, cohere, mistral and google SDKs; 429 with
+``retry-after`` is what their retry loops understand, so it is given only where waiting helps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from types import ModuleType
+
+from pacer.errors import BudgetExceeded, WaitTooLong
+from transports.library import Request, Response
+
+
+def answer(refusal: BudgetExceeded, library: ModuleType, request: Request) -> Response:
+    """The refusal as a response of ``library``."""
+    waiting_helps = isinstance(refusal, WaitTooLong)
+    headers = {f"x-pacer-{name.replace('_', '-')}": str(value) for name, value in _numbers(refusal).items()}
+    if waiting_helps:
+        headers["retry-after"] = str(max(1, math.ceil(refusal.retry_after_seconds or 1.0)))
+    else:
+        headers["x-should-retry"] = "false"
+    return library.Response(
+        429 if waiting_helps else 402,
+        headers={**headers, "content-type": "application/json"},
+        content=json.dumps(_body(refusal, 429 if waiting_helps else 402)).encode(),
+        request=request,
+    )
+
+
+def _body(refusal: BudgetExceeded, status: int) -> dict[str, object]:
+    """One body for all: the members of problem+json, and the ``error`` object that SDKs print."""
+    kind = "budget_wait_too_long" if status == 429 else "budget_exceeded"
+    message = str(refusal)
+    return {
+        "type": "error",
+        "title": kind,
+        "status": status,
+        "detail": message,
+        "error": {"type": kind, "code": kind, "message": message, "param": refusal.limit},
+        **_numbers(refusal),
+    }
+
+
+def _numbers(refusal: BudgetExceeded) -> dict[str, object]:
+    names = ("limit", "run", "asked", "amount", "spent", "unknown", "held", "remaining")
+    return {name: value for name in names if (value := getattr(refusal, name)) is not None}

@@ -1,0 +1,202 @@
+"""Bytes pass, a meter reads along, and the end of the body settles the call: at its end, at an error, at ``close``.
+
+The meter never changes what passes, but for the usage chunk that a caller did not ask for; it never raises, and it keeps
+at most 8 MiB (``LARGEST_BODY_BYTES``).
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from pacer.admission import Reservation
+from pacer.pacer import Pacer
+from pacer.usage import Usage
+from transports.sse import LARGEST_EVENT_BYTES, Event, EventReader
+from transports.wire import Tally, Wire
+
+LARGEST_BODY_BYTES = LARGEST_EVENT_BYTES
+UNBELIEVABLE_FACTOR = 20
+"""A usage of more than this many times the worst case counts as missing."""
+
+_log = logging.getLogger("pacer")
+
+
+class Meter:
+    """Reads one answer and settles its reservation, once.
+
+    ``units`` is the raw input measure that the usage is a lesson for; ``hides_usage`` drops the usage-only event.
+    """
+
+    def __init__(self, pacer: Pacer, place: Reservation, wire: Wire, units: float, *, hides_usage: bool) -> None:
+        self.pacer = pacer
+        self.place = place
+        self.wire = wire
+        self.units = units
+        self.ended = False
+        self._hides_usage = hides_usage
+        self._tally = Tally()
+        self._events: EventReader | None = None
+        self._body = bytearray()
+        self._inflate: Callable[[bytes], bytes] | None = None
+        self._blind = False
+
+    def expect(self, content_type: str, content_encoding: str) -> None:
+        """What kind of body follows, from the answer's headers."""
+        if content_type.startswith("text/event-stream"):
+            self._events = EventReader()
+        if content_encoding not in ("", "identity"):
+            self._hides_usage = False
+            self._inflate = _inflater(content_encoding)
+            self._blind = self._inflate is None
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Read ``chunk``; returns what passes on to the caller."""
+        try:
+            return self._feed(chunk)
+        except Exception:  # noqa: BLE001 - metering never breaks the caller's answer
+            self._give_up()
+            return chunk
+
+    def finish(self) -> bytes:
+        """The body has ended by itself: settle. Returns bytes that were held back."""
+        rest = b""
+        try:
+            rest = self._finish()
+        except Exception:  # noqa: BLE001 - metering never breaks the caller's answer
+            self._give_up()
+        self._settle(whole=True)
+        return rest
+
+    def abandon(self) -> bytes:
+        """The body broke, was dropped or was closed early: settle. Returns bytes that were held back."""
+        self._settle(whole=False)
+        return self._events.take_rest() if self._hides_usage and self._events is not None else b""
+
+    def _feed(self, chunk: bytes) -> bytes:
+        if self._blind:
+            return chunk
+        text = chunk if self._inflate is None else self._inflate(chunk)
+        if self._events is None:
+            self._body += text
+            self._blind = len(self._body) > LARGEST_BODY_BYTES
+            if self._blind:
+                self._body.clear()
+            return chunk
+        events = self._events.feed(text)
+        passed = self._read(events)
+        if not self._hides_usage:
+            return chunk
+        if self._events.overflowed:
+            self._hides_usage = False
+            passed += self._events.take_rest()
+        return passed
+
+    def _read(self, events: list[Event]) -> bytes:
+        """Read events into the tally; returns the bytes of those the caller may see."""
+        passed = []
+        for event in events:
+            only_usage = bool(event.data) and self.wire.read_event(event.data, self._tally)
+            if not (only_usage and self._hides_usage):
+                passed.append(event.raw)
+        return b"".join(passed)
+
+    def _finish(self) -> bytes:
+        if self._events is None:
+            if not self._blind:
+                self._tally.usage = self.wire.read_answer(bytes(self._body)) or {}
+                self._tally.final = True
+                self._body.clear()
+            return b""
+        rest = self._read(self._events.finish())
+        return rest if self._hides_usage else b""
+
+    def _give_up(self) -> None:
+        self._blind = True
+        self._tally.final = False
+        _log.warning("run %s: an answer could not be metered and is booked as unknown", self.pacer.run, exc_info=True)
+
+    def _settle(self, *, whole: bool) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        usage = self.wire.usage(self._tally.usage) if self._tally.usage else None
+        if usage is not None and usage.total > UNBELIEVABLE_FACTOR * self.place.call.worst:
+            usage = None
+        if usage is not None and self._tally.final:
+            self.pacer.settle(self.place, usage, "provider")
+            self.pacer.estimator.learn(self.place.call.model, self.units, usage)
+            return
+        seen = Usage(self.place.call.input, self._tally.seen_output)
+        self.pacer.settle(self.place, usage or seen, "estimate" if whole else "partial")
+
+
+class _MeteredStream:
+    """The body of an admitted answer. The library's stream classes are mixed in by :func:`metered`."""
+
+    def __init__(self, inner: Any, meter: Meter) -> None:
+        self._inner = inner
+        self._meter = meter
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for chunk in self._inner:
+                passed = self._meter.feed(chunk)
+                if passed or not chunk:
+                    yield passed
+        except Exception:
+            if rest := self._meter.abandon():
+                yield rest
+            raise
+        if rest := self._meter.finish():
+            yield rest
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._inner:
+                passed = self._meter.feed(chunk)
+                if passed or not chunk:
+                    yield passed
+        except Exception:
+            if rest := self._meter.abandon():
+                yield rest
+            raise
+        if rest := self._meter.finish():
+            yield rest
+
+    def close(self) -> None:
+        self._meter.abandon()
+        self._inner.close()
+
+    async def aclose(self) -> None:
+        self._meter.abandon()
+        await self._inner.aclose()
+
+    def __del__(self) -> None:
+        if not self._meter.ended:
+            self._meter.abandon()
+            warnings.warn("an LLM answer was dropped without being read or closed", ResourceWarning, stacklevel=1)
+
+
+def metered(inner: Any, meter: Meter, library: ModuleType) -> Any:
+    """``inner`` with the meter reading along, as a stream of ``library``."""
+    return _stream_class(library)(inner, meter)
+
+
+@cache
+def _stream_class(library: ModuleType) -> Any:
+    bases = (_MeteredStream, library.SyncByteStream, library.AsyncByteStream)
+    return type("MeteredStream", bases, {})
+
+
+def _inflater(content_encoding: str) -> Callable[[bytes], bytes] | None:
+    """A decoder that stops at the memory bound; ``None`` for an encoding that is not read."""
+    if content_encoding not in ("gzip", "deflate"):
+        return None
+    decoder = zlib.decompressobj(wbits=47)  # gzip or zlib, by the header
+    return lambda chunk: decoder.decompress(decoder.unconsumed_tail + chunk, LARGEST_BODY_BYTES)

@@ -1,0 +1,83 @@
+"""Any other POST that looks like a model call: charged by estimate, and by its usage where that is spelt a known way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pacer.usage import Usage
+from transports.wire import anthropic, openai_chat
+from transports.wire import format as f
+
+_ENDS = ("/responses", "/completions", "/embeddings", "/generate", "/chat", "/converse", "/converse-stream", "/invoke")
+_VERBS = (":generateContent", ":streamGenerateContent", ":rawPredict", ":streamRawPredict")
+_COUNTING = ("count_tokens", "countTokens", "tokenize", "moderations", "/files", "/batches")
+
+
+class _Request(msgspec.Struct):
+    model: Any = None
+    max_output_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_tokens: Any = None
+    n: Any = None
+    stream: Any = None
+    messages: Any = None
+    prompt: Any = None
+    input: Any = None
+    contents: Any = None
+
+
+class _Carrier(msgspec.Struct):
+    usage: Any = None
+    response: Any = None
+
+
+_request = msgspec.json.Decoder(_Request)
+_carrier = msgspec.json.Decoder(_Carrier)
+
+
+def looks_like_a_model_call(path: str, body: bytes | None, content_type: str) -> bool:
+    """By its path, or because its JSON names a model and something to say to it."""
+    if any(word in path for word in _COUNTING):
+        return False
+    if path.endswith(_ENDS + _VERBS):
+        return True
+    if body is None or "json" not in content_type or b'"model"' not in body:
+        return False
+    said = f.decoded(_request, body)
+    speech = () if said is None else (said.messages, said.prompt, said.input, said.contents)
+    return said is not None and isinstance(said.model, str) and any(part is not None for part in speech)
+
+
+def _read_request(body: bytes, ask_usage: bool) -> f.Call:
+    said = f.decoded(_request, body)
+    if said is None:
+        return f.Call()
+    cap = f.output_cap(said.max_output_tokens, said.max_completion_tokens, said.max_tokens)
+    return f.Call(f.model(said.model), cap, f.choices(said.n), said.stream is True)
+
+
+def _carried(text: bytes) -> dict[str, object] | None:
+    said = f.decoded(_carrier, text)
+    if said is None:
+        return None
+    usage = said.response.get("usage") if isinstance(said.response, dict) else said.usage
+    return usage if isinstance(usage, dict) else None
+
+
+def _read_event(data: bytes, tally: f.Tally) -> bool:
+    usage = _carried(data) if b'"usage"' in data else None
+    if usage is not None:
+        tally.usage, tally.final = usage, True
+    else:
+        tally.seen_output += 1
+    return False
+
+
+def _usage(said: dict[str, object]) -> Usage | None:
+    wire = openai_chat.WIRE if "prompt_tokens" in said else anthropic.WIRE
+    return wire.usage(said)
+
+
+WIRE = f.Wire("unknown", "", _read_request, _carried, _read_event, _usage)

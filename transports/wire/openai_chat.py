@@ -1,0 +1,107 @@
+"""OpenAI chat completions, ``POST .../chat/completions``, as spoken by OpenAI, Azure, Groq, llama.cpp and many more.
+
+Streams carry usage only when ``stream_options.include_usage`` asks for it: the last data chunk then has
+``choices: []`` and ``usage``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pacer.usage import Usage
+from transports.wire import format as f
+
+
+class _Request(msgspec.Struct):
+    model: Any = None
+    max_completion_tokens: Any = None
+    max_tokens: Any = None
+    n: Any = None
+    stream: Any = None
+    stream_options: Any = None
+
+
+class _Answer(msgspec.Struct):
+    usage: Any = None
+
+
+class _Delta(msgspec.Struct):
+    delta: Any = None
+
+
+class _Event(msgspec.Struct):
+    usage: Any = None
+    choices: list[_Delta] | None = None
+
+
+_request = msgspec.json.Decoder(_Request)
+_answer = msgspec.json.Decoder(_Answer)
+_event = msgspec.json.Decoder(_Event)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _read_request(body: bytes, ask_usage: bool) -> f.Call:
+    said = f.decoded(_request, body)
+    if said is None:
+        return f.Call()
+    call = f.Call(
+        model=f.model(said.model),
+        output_cap=f.output_cap(said.max_completion_tokens, said.max_tokens),
+        choices=f.choices(said.n),
+        streamed=said.stream is True,
+    )
+    asked = isinstance(said.stream_options, dict) and said.stream_options.get("include_usage") is True
+    if call.streamed and ask_usage and not asked:
+        call.body_asking_usage = _asking_usage(body, said.stream_options)
+    return call
+
+
+def _asking_usage(body: bytes, options: object) -> bytes | None:
+    """The same request with ``include_usage``; every other member keeps its bytes."""
+    fields = f.decoded(_fields, body)
+    if fields is None:
+        return None
+    merged = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+    fields["stream_options"] = msgspec.Raw(msgspec.json.encode(merged))
+    return msgspec.json.encode(fields)
+
+
+def _read_answer(body: bytes) -> dict[str, object] | None:
+    said = f.decoded(_answer, body)
+    return said.usage if said is not None and isinstance(said.usage, dict) else None
+
+
+def _read_event(data: bytes, tally: f.Tally) -> bool:
+    if data == b"[DONE]":
+        tally.final = bool(tally.usage)
+        return False
+    said = f.decoded(_event, data)
+    if said is None:
+        return False
+    if said.choices:
+        tally.seen_output += sum(isinstance(c.delta, dict) and any(_texts(c.delta)) for c in said.choices)
+    if said.usage is not None:
+        tally.usage = said.usage if isinstance(said.usage, dict) else {"invalid": True}
+        tally.final = not said.choices
+        return said.choices == []
+    return False
+
+
+def _texts(delta: dict[str, object]) -> list[object]:
+    return [value for name, value in delta.items() if name != "role"]
+
+
+def _usage(said: dict[str, object]) -> Usage | None:
+    prompt, completion = f.tokens(said.get("prompt_tokens")), f.tokens(said.get("completion_tokens", 0))
+    total = f.tokens(said.get("total_tokens", 0))
+    if prompt is None or completion is None or total is None or prompt + completion + total == 0:
+        return None
+    cached = min(prompt, f.nested(said, "prompt_tokens_details", "cached_tokens"))
+    # xAI counts reasoning outside completion_tokens but inside the total; the larger one is charged.
+    reasoning = f.nested(said, "completion_tokens_details", "reasoning_tokens")
+    return Usage(prompt, completion, cached, reasoning, total)
+
+
+WIRE = f.Wire("openai", "/chat/completions", _read_request, _read_answer, _read_event, _usage)
