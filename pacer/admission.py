@@ -65,24 +65,31 @@ class Gate:
 class Reservation:
     """A place for one call, from admission until it is settled."""
 
-    __slots__ = ("account", "call", "granted_at", "id", "settlement", "waited_seconds")
+    __slots__ = ("account", "call", "granted_at", "id", "owner", "settlement", "waited_seconds")
 
-    def __init__(self, id: int, account: Account, call: Estimate, granted_at: float, waited_seconds: float) -> None:
+    def __init__(self, id: int, account: Account, ticket: Ticket, now: float) -> None:
         self.id = id
         self.account = account
-        self.call = call
-        self.granted_at = granted_at
-        self.waited_seconds = waited_seconds
+        self.call = ticket.call
+        self.owner = ticket.owner
+        self.granted_at = now
+        self.waited_seconds = max(0.0, now - ticket.since)
         self.settlement: Settlement | None = None
 
 
 class Ticket:
-    """One call on its way to a decision; ``decision`` stays ``None`` as long as it waits in the lane."""
+    """One call on its way to a decision; ``decision`` stays ``None`` as long as it waits in the lane.
 
-    __slots__ = ("call", "deadline", "decision", "position", "seat", "since", "wait")
+    ``bound`` is its worst case and what its owner (a task or thread) holds already: an owner that waits closes nothing,
+    so both must fit beside each other.
+    """
 
-    def __init__(self, call: Estimate, since: float, deadline: float | None) -> None:
+    __slots__ = ("bound", "call", "deadline", "decision", "owner", "position", "seat", "since", "wait")
+
+    def __init__(self, call: Estimate, owner: object, owned: int, since: float, deadline: float | None) -> None:
         self.call = call
+        self.owner = owner
+        self.bound = call.worst + owned
         self.since = since
         self.deadline = deadline
         self.decision: Reservation | BudgetExceeded | None = None
@@ -110,18 +117,20 @@ class Admission:
         self._lane: OrderedDict[Ticket, None] = OrderedDict()
         self._backlog = dict.fromkeys(gates, 0)
         self._largest_waiting = 0
+        self._held_by: dict[object, int] = {}
         self._ids = itertools.count(1)
 
-    def offer(self, call: Estimate, now: float) -> Ticket:
+    def offer(self, call: Estimate, owner: object, now: float) -> Ticket:
         """Decide on a new call: granted or refused at once, or placed at the end of the lane."""
-        ticket = Ticket(call, now, None if self.max_wait is None else now + self.max_wait)
-        answer = self._answer(call, now)
+        deadline = None if self.max_wait is None else now + self.max_wait
+        ticket = Ticket(call, owner, self._held_by.get(owner, 0), now, deadline)
+        answer = self._answer(ticket, now)
         if answer is None:
             self._grant(ticket, now)
         elif isinstance(answer, BudgetExceeded):
             self._refuse(ticket, answer)
         elif not self.may_wait or (self.max_wait is not None and (answer.seconds or 0.0) > self.max_wait):
-            self._refuse(ticket, self._too_long(call, answer))
+            self._refuse(ticket, self._too_long(ticket, answer))
         else:
             self._queue(ticket, answer)
         return ticket
@@ -137,7 +146,7 @@ class Admission:
                 self._grant(ticket, now)
             elif self._is_late(ticket, answer, now):
                 self._unqueue(ticket)
-                self._refuse(ticket, self._too_long(ticket.call, answer))
+                self._refuse(ticket, self._too_long(ticket, answer))
             else:
                 ticket.wait = answer
                 break
@@ -162,6 +171,7 @@ class Admission:
             place = ticket.decision
             place.settlement = Settlement(0, 0, "void")
             ledger.release(place.account, ticket.call.worst)
+            self._disown(place)
             for gate in self.gates:
                 gate.bucket.give_back(gate.asked(ticket.call), now)
 
@@ -174,6 +184,7 @@ class Admission:
             return
         place.settlement = settlement
         ledger.settle(place.account, place.call.worst, settlement)
+        self._disown(place)
         for gate in self.gates:
             asked, used = gate.asked(place.call), gate.used(usage)
             if settlement.source == "void":
@@ -189,6 +200,7 @@ class Admission:
     def forget_the_living(self) -> None:
         """After a fork: waiters and open reservations are the parent's, what was spent stays."""
         self._lane.clear()
+        self._held_by.clear()
         self._backlog = dict.fromkeys(self.gates, 0)
         for node in self.account.path():
             node.held = node.in_flight = 0
@@ -222,12 +234,16 @@ class Admission:
             return False
         return now >= ticket.deadline if wait.seconds is None else now + wait.seconds > ticket.deadline
 
-    def _answer(self, call: Estimate, now: float) -> Wait | BudgetExceeded | None:
+    def _answer(self, ticket: Ticket, now: float) -> Wait | BudgetExceeded | None:
         """The answer to a newcomer, who also waits for everybody in line."""
-        for node in self.account.path():
-            if node.never_fits(call.worst):
-                return self._ceiling_reached(call, node)
-        return self._behind_the_lane(call, now) if self._lane else self._decide(call, now)
+        node = self._closed_to(ticket.bound)
+        if node is not None:
+            return self._ceiling_reached(ticket, node)
+        return self._behind_the_lane(ticket.call, now) if self._lane else self._decide(ticket.call, now)
+
+    def _closed_to(self, amount: int) -> Account | None:
+        """The account that can never hold ``amount``, however long one waits."""
+        return next((node for node in self.account.path() if node.never_fits(amount)), None)
 
     def _decide(self, call: Estimate, now: float) -> Wait | None:
         """Whether the call may go now, over all accounts and all buckets at once."""
@@ -254,24 +270,24 @@ class Admission:
 
     def _dismiss_hopeless(self) -> list[Ticket]:
         """Refuse at once all who wait for tokens that are spent; the largest waiting call tells if any can be."""
-        if not self._lane or not any(node.never_fits(self._largest_waiting) for node in self.account.path()):
+        if not self._lane or self._closed_to(self._largest_waiting) is None:
             return []
         hopeless = []
         for ticket in self._lane:
-            node = next((node for node in self.account.path() if node.never_fits(ticket.call.worst)), None)
+            node = self._closed_to(ticket.bound)
             if node is not None:
-                self._refuse(ticket, self._ceiling_reached(ticket.call, node))
+                self._refuse(ticket, self._ceiling_reached(ticket, node))
                 hopeless.append(ticket)
         for ticket in hopeless:
             self._unqueue(ticket)
-        self._largest_waiting = max((ticket.call.worst for ticket in self._lane), default=0)
+        self._largest_waiting = max((ticket.bound for ticket in self._lane), default=0)
         return hopeless
 
     def _queue(self, ticket: Ticket, wait: Wait) -> None:
         ticket.wait = wait
         self._lane[ticket] = None
         ticket.position = len(self._lane)
-        self._largest_waiting = max(self._largest_waiting, ticket.call.worst)
+        self._largest_waiting = max(self._largest_waiting, ticket.bound)
         for gate in self.gates:
             self._backlog[gate] += gate.asked(ticket.call)
 
@@ -284,21 +300,35 @@ class Admission:
         ledger.hold(self.account, ticket.call.worst)
         for gate in self.gates:
             gate.bucket.take(gate.asked(ticket.call), now)
-        ticket.decision = Reservation(next(self._ids), self.account, ticket.call, now, max(0.0, now - ticket.since))
+        self._held_by[ticket.owner] = self._held_by.get(ticket.owner, 0) + ticket.call.worst
+        ticket.decision = Reservation(next(self._ids), self.account, ticket, now)
+
+    def _disown(self, place: Reservation) -> None:
+        held = self._held_by.get(place.owner, 0) - place.call.worst
+        if held > 0:
+            self._held_by[place.owner] = held
+        else:
+            self._held_by.pop(place.owner, None)
 
     def _refuse(self, ticket: Ticket, refusal: BudgetExceeded) -> None:
         self.refused += 1
         ticket.decision = refusal
 
-    def _ceiling_reached(self, call: Estimate, node: Account) -> CeilingReached:
+    def _ceiling_reached(self, ticket: Ticket, node: Account) -> CeilingReached:
+        if node.never_fits(ticket.call.worst):
+            why = ", and waiting cannot help"
+        elif node.never_fits(ticket.bound):
+            why = " beside the answers that its own task still holds open: read or close those first"
+        else:
+            why = " while other calls are in flight, and on_limit=refuse allows no wait"
         # No digit and no word of rates in this text: retry loops in agent frameworks fire on those.
         return CeilingReached(
-            f"The token ceiling of run {node.name!r} has no room left for this call, and waiting cannot help. "
+            f"The token ceiling of run {node.name!r} has no room left for this call{why}. "
             "Raise it with PACER_CEILING or BudgetTransport(ceiling=...), or start another run. "
             "The numbers are in the x-pacer-* headers.",
             limit="ceiling",
             run=node.name,
-            asked=call.worst,
+            asked=ticket.call.worst,
             amount=node.ceiling or 0,
             spent=node.spent,
             unknown=node.unknown,
@@ -306,10 +336,10 @@ class Admission:
             remaining=node.remaining,
         )
 
-    def _too_long(self, call: Estimate, wait: Wait) -> BudgetExceeded:
+    def _too_long(self, ticket: Ticket, wait: Wait) -> BudgetExceeded:
         account = self.account
         if wait.limit == "ceiling" and not self.may_wait:
-            return self._ceiling_reached(call, account)
+            return self._ceiling_reached(ticket, account)
         gate = next((gate for gate in self.gates if gate.limit == wait.limit), None)
         patience = "no wait" if not self.may_wait else f"at most {self.max_wait:g} s"
         needed = "until open calls have settled" if wait.seconds is None else f"{wait.seconds:.1f} s"
@@ -318,7 +348,7 @@ class Admission:
             f"Raise PACER_{wait.limit.upper()} or PACER_MAX_WAIT, or try again later.",
             limit=wait.limit,
             run=account.name,
-            asked=call.expected,
+            asked=ticket.call.expected,
             amount=gate.bucket.rate.amount if gate else account.ceiling or 0,
             spent=account.spent,
             unknown=account.unknown,

@@ -7,6 +7,7 @@ per model, learned from its replies, corrects the sum.
 from __future__ import annotations
 
 import string
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -30,8 +31,11 @@ COLD_OUTPUT = 256
 """Expected output tokens of such a model (less where the call declares less)."""
 COLD_OUTPUT_CAP = 4_096
 """Held for the output of such a model when the call declares no cap."""
-_MODELS_REMEMBERED = 256
-_LEARNING = 0.2
+MODELS_REMEMBERED = 256
+LEARNING = 0.2
+"""Share of the newest call in what is expected."""
+FORGETTING = 0.98
+"""By this factor a call the upper bounds sink, until a larger one lifts them again."""
 
 
 def units(body: bytes) -> float:
@@ -61,12 +65,22 @@ class _Model:
     output_high: float = COLD_OUTPUT_CAP
     calls: int = 0
 
+    def learn(self, factor: float, output: int) -> None:
+        factor = min(max(factor, 0.1), 10.0)
+        pace = max(LEARNING, 1.0 / (self.calls + 1))
+        self.factor += pace * (factor - self.factor)
+        self.factor_high = max(factor, self.factor_high * FORGETTING)
+        self.output += pace * (output - self.output)
+        self.output_high = max(output * 1.25, self.output_high * FORGETTING)
+        self.calls += 1
+
 
 class Estimator:
     """What each model's calls have cost so far; the least recently used model is forgotten beyond 256."""
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, _Model] = OrderedDict()
+        self._learning = threading.RLock()  # a garbage collection inside may settle, and learn, in the same thread
 
     def input(self, model: str, units: float) -> tuple[int, int]:
         """Input tokens: the expected number and a safe upper one."""
@@ -81,14 +95,9 @@ class Estimator:
 
     def learn(self, model: str, units: float, usage: Usage) -> None:
         """Take a provider's usage as a lesson about ``model``."""
-        known = self._models.setdefault(model, _Model())
-        self._models.move_to_end(model)
-        factor = min(max(usage.input / units, 0.1), 10.0)
-        pace = max(_LEARNING, 1.0 / (known.calls + 1))
-        known.factor += pace * (factor - known.factor)
-        known.factor_high = max(factor, known.factor_high * 0.98)
-        known.output += pace * (usage.output - known.output)
-        known.output_high = max(usage.output * 1.25, known.output_high * 0.98)
-        known.calls += 1
-        if len(self._models) > _MODELS_REMEMBERED:
-            self._models.popitem(last=False)
+        with self._learning:
+            known = self._models.setdefault(model, _Model())
+            self._models.move_to_end(model)
+            known.learn(usage.input / units, usage.output)
+            if len(self._models) > MODELS_REMEMBERED:
+                self._models.popitem(last=False)

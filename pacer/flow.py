@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from pacer import telemetry
+from pacer import parking, telemetry
 from pacer.admission import Reservation, Ticket
 from pacer.errors import BudgetExceeded
 from pacer.smoothing import Smoothing
@@ -45,7 +45,7 @@ def admit(
     store: Store, call: Estimate, run: str, smoothing: Smoothing | None = None
 ) -> Generator[Step, None, Reservation]:
     """A place for ``call``. Whoever cancels it on the way leaves no trace. Raises: BudgetExceeded."""
-    ticket = store.offer(call)
+    ticket = store.offer(call, parking.owner())
     try:
         if ticket.decision is None:
             with telemetry.waiting(ticket, run) as record:

@@ -46,7 +46,8 @@ class Pacer:
         self.estimator = Estimator()
         spacing = chosen.requests_per_second
         self._smoothing = Smoothing(spacing) if spacing else None
-        self._counts = {"unmetered": 0, "failed": 0}
+        self._unmetered = self._failed = 0
+        self._counting = threading.Lock()
         account = Account(chosen.run, chosen.ceiling, parent=Account("pacer"))
         admission = Admission(
             account,
@@ -76,11 +77,13 @@ class Pacer:
 
     def count_unmetered(self) -> None:
         """A request passed that is no model call."""
-        self._counts["unmetered"] += 1
+        with self._counting:
+            self._unmetered += 1
 
     def count_failed(self) -> None:
         """A provider answered with an error status; the call was not charged."""
-        self._counts["failed"] += 1
+        with self._counting:
+            self._failed += 1
         telemetry.uncharged("provider_error", self.run)
 
     def set_ceiling(self, ceiling: int | None) -> None:
@@ -89,7 +92,7 @@ class Pacer:
 
     def status(self) -> Status:
         """How everything stands at this instant."""
-        return replace(self._store.status(), **self._counts)
+        return replace(self._store.status(), unmetered=self._unmetered, failed=self._failed)
 
     def __repr__(self) -> str:
         now = self.status()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -132,6 +134,16 @@ class TrioSeat:
             if scope.cancelled_caught:
                 timeout = float("inf")
                 self._tick()
+
+
+def owner() -> object:
+    """Who runs now: the task of asyncio or trio, else the thread."""
+    if _running_loop() is not None:
+        return asyncio.current_task()
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
+        return trio.lowlevel.current_task()
+    return threading.get_ident()
 
 
 def async_seat(tick: Tick) -> AsyncSeat:

@@ -21,6 +21,8 @@ from pacer.errors import SettingsError
 LARGEST = 2**53 - 1
 _PLAIN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kM]?)", re.ASCII)
 _FACTOR = {"": 1, "k": 1_000, "M": 1_000_000}
+OF_A_TRANSPORT = frozenset({"refusal", "retries", "include_usage"})
+"""Settings in which transports of one run may differ."""
 _NUMBER = "a plain number such as 2000, 500k or 1.5M"
 
 
@@ -135,7 +137,7 @@ class Settings(BaseSettings):
 
     def limits(self) -> dict[str, object]:
         """What all who share the run must agree on: everything that is not a transport's own affair."""
-        return self.model_dump(exclude={"refusal", "retries", "include_usage", "run"})
+        return self.model_dump(exclude={*OF_A_TRANSPORT, "run"})
 
     def limits_set(self) -> dict[str, object]:
         """The limits that were named by an argument or a variable."""
@@ -169,6 +171,17 @@ def load(**given: Unpack[SettingsInput]) -> Settings:
 def explicit(**given: Unpack[SettingsInput]) -> Settings:
     """Settings from arguments alone. Raises: SettingsError."""
     return _build(_WithoutEnvironment, given)
+
+
+def for_transport(pacers: Settings, **given: Unpack[SettingsInput]) -> Settings:
+    """The settings of one transport of a pacer: the pacer's, but for what is the transport's own affair.
+
+    Raises: SettingsError, also for a limit: those are set on the pacer.
+    """
+    own = explicit(**given)
+    if foreign := sorted(own.model_fields_set - OF_A_TRANSPORT):
+        raise SettingsError(f"{', '.join(foreign)} given beside pacer=: the limits of a pacer are set on the pacer")
+    return pacers.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
 
 
 def _build(kind: type[Settings], given: Mapping[str, Any]) -> Settings:

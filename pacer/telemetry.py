@@ -45,7 +45,7 @@ def waiting(ticket: Ticket, run: str) -> Iterator[WaitRecord]:
     if seconds is None or seconds >= LOGGED_WAIT_SECONDS:
         expected = "until open calls settle" if seconds is None else f"about {seconds:.1f} s"
         _log.info("run %s waits for %s: %s, place %d in line", run, limit, expected, ticket.position)
-    attributes = {
+    attributes: dict[str, str | int] = {
         "pacer.limit": limit,
         "pacer.run": run,
         "pacer.tokens.asked": call.expected,
@@ -74,7 +74,11 @@ def refused(refusal: BudgetExceeded, call: Estimate) -> None:
     _requests.add(1, {"pacer.run": refusal.run, "pacer.result": result})
     span = trace.get_current_span()
     if span.is_recording():
-        numbers = {"pacer.limit": refusal.limit, "pacer.run": refusal.run, "pacer.tokens.asked": refusal.asked}
+        numbers: dict[str, str | int] = {
+            "pacer.limit": refusal.limit,
+            "pacer.run": refusal.run,
+            "pacer.tokens.asked": refusal.asked,
+        }
         if refusal.remaining is not None:
             numbers["pacer.tokens.remaining"] = refusal.remaining
         span.add_event("pacer.refused", {**numbers, **_model(call)})

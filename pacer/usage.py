@@ -32,7 +32,7 @@ class Usage:
 class Estimate:
     """What one call is thought to cost, in tokens, before it is sent.
 
-    ``input`` and ``output`` are what is expected (the rate's side); ``worst`` is the upper bound that the ceiling holds.
+    ``input`` and ``output`` are what is expected (the rate's side); ``worst`` is the upper bound for the ceiling.
     """
 
     input: int

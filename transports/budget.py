@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from pacer import estimate, parking, settings
 from pacer.admission import Reservation
-from pacer.errors import BudgetExceeded, SettingsError
+from pacer.errors import BudgetExceeded
 from pacer.flow import Park, Pause, Space
 from pacer.pacer import Pacer, join
 from pacer.settings import SettingsInput
@@ -100,9 +100,9 @@ class _Exchange:
 class BudgetTransport(_Transport):
     """A transport for ``httpx.Client``, ``httpx.AsyncClient`` and both of httpx2: meters, paces and caps LLM calls.
 
-    ``inner`` is the transport below (default: what the client would have built, with ``verify``, ``http2``, ``limits``).
-    Without ``pacer`` it joins the pacer of its ``run``; all other keyword arguments are settings, and what is not given
-    comes from ``PACER_*``. Raises: SettingsError, LimitsConflict.
+    ``inner`` is the transport below; by default what the client would have built, from ``verify``, ``http2`` and
+    ``limits``. Without ``pacer`` it joins the pacer of its ``run``; all other keyword arguments are settings, and what
+    is not given comes from ``PACER_*``. Raises: SettingsError, LimitsConflict.
     """
 
     def __init__(
@@ -115,44 +115,39 @@ class BudgetTransport(_Transport):
         limits: Any = None,
         **given: Unpack[SettingsInput],
     ) -> None:
-        if pacer is not None and (foreign := sorted(set(given) - {"refusal", "retries", "include_usage"})):
-            raise SettingsError(f"{', '.join(foreign)} given beside pacer=: the limits of a pacer are set on the pacer")
-        chosen = settings.load(**given) if pacer is None else settings.explicit(**given)
-        self.pacer = join(chosen) if pacer is None else pacer
-        self._settings = chosen if pacer is None or given else pacer.settings
+        self._settings = settings.load(**given) if pacer is None else settings.for_transport(pacer.settings, **given)
+        self.pacer = join(self._settings) if pacer is None else pacer
         self._inner = Inner(inner, verify=verify, http2=http2, limits=limits)
 
     def handle_request(self, request: Any) -> Any:
         """Walk the request's way, blocking. Raises: what the inner transport raises, and BudgetExceeded if asked to."""
         way = self._way(request, awaits=False)
-        do: Callable[[], Any] = lambda: next(way)  # noqa: E731 - the first step starts the generator
-        while True:
-            try:
-                step = do()
-            except StopIteration as end:
-                return end.value
-            try:
-                result = self._block(step, request)
-            except BaseException as error:  # noqa: BLE001 - the way decides what it means
-                do = _throwing(way, error)
-            else:
-                do = _sending(way, result)
+        try:
+            step = next(way)
+            while True:
+                try:
+                    result = self._block(step, request)
+                except BaseException as error:
+                    step = way.throw(error)
+                else:
+                    step = way.send(result)
+        except StopIteration as end:
+            return end.value
 
     async def handle_async_request(self, request: Any) -> Any:
         """Walk the request's way, awaiting. Raises: what the inner transport raises, and BudgetExceeded if asked to."""
         way = self._way(request, awaits=True)
-        do: Callable[[], Any] = lambda: next(way)  # noqa: E731 - the first step starts the generator
-        while True:
-            try:
-                step = do()
-            except StopIteration as end:
-                return end.value
-            try:
-                result = await self._await(step, request)
-            except BaseException as error:  # noqa: BLE001 - the way decides what it means
-                do = _throwing(way, error)
-            else:
-                do = _sending(way, result)
+        try:
+            step = next(way)
+            while True:
+                try:
+                    result = await self._await(step, request)
+                except BaseException as error:
+                    step = way.throw(error)
+                else:
+                    step = way.send(result)
+        except StopIteration as end:
+            return end.value
 
     def _way(self, request: Request, *, awaits: bool) -> Generator[Any, Any, Response]:
         """The story of one request: recognise, estimate, admit, send, meter."""
@@ -177,10 +172,10 @@ class BudgetTransport(_Transport):
     def _attempt(self, exchange: _Exchange, *, awaits: bool) -> Generator[Any, Any, Response]:
         """One try: a place, the network, and a meter on the answer."""
         place = yield from self.pacer.admit(exchange.estimate)
-        progress = _Progress(self._inner.reports_sending(exchange.library))
-        outgoing = progress.watch(exchange.outgoing, awaits=awaits)
+        progress = _Progress(exchange.outgoing, self._inner.reports_sending(exchange.library), awaits=awaits)
         try:
-            response = yield Send(outgoing)
+            with progress:
+                response = yield Send(exchange.outgoing)
             return self._metered(response, exchange, place)
         except BaseException as error:
             if progress.surely_unsent(error, exchange.library):
@@ -314,27 +309,35 @@ class BudgetTransport(_Transport):
 
 
 class _Progress:
-    """How far a request got, as httpcore tells through the ``trace`` extension."""
+    """How far a request got, as httpcore tells through the ``trace`` extension while this context is open.
 
-    def __init__(self, always_reports: bool) -> None:
+    The caller's own trace function is called as before; the request gets its own extensions back.
+    """
+
+    def __init__(self, request: Request, always_reports: bool, *, awaits: bool) -> None:
+        self._request = request
+        self._extensions = request.extensions
         self._reports = always_reports
+        self._awaits = awaits
         self._sent = False
 
-    def watch(self, request: Request, *, awaits: bool) -> Request:
-        """Have ``request`` report here, and to the caller's own trace function as before."""
-        theirs = request.extensions.get("trace")
+    def __enter__(self) -> None:
+        theirs = self._extensions.get("trace")
 
-        def note(name: str, info: dict[str, Any]) -> Any:
+        def note(name: str, info: dict[str, Any]) -> None:
             self._note(name, info)
-            return theirs(name, info) if theirs is not None else None
+            if theirs is not None:
+                theirs(name, info)
 
         async def anote(name: str, info: dict[str, Any]) -> None:
             self._note(name, info)
             if theirs is not None:
                 await theirs(name, info)
 
-        request.extensions = {**request.extensions, "trace": anote if awaits else note}
-        return request
+        self._request.extensions = {**self._extensions, "trace": anote if self._awaits else note}
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._request.extensions = self._extensions
 
     def surely_unsent(self, error: BaseException, library: ModuleType) -> bool:
         """Whether no byte of the body can have reached the provider."""
@@ -346,14 +349,6 @@ class _Progress:
         self._reports = True
         if name.endswith("send_request_body.started") and info["request"].method != b"CONNECT":
             self._sent = True
-
-
-def _sending(way: Generator[Any, Any, Response], result: Any) -> Callable[[], Any]:
-    return lambda: way.send(result)
-
-
-def _throwing(way: Generator[Any, Any, Response], error: BaseException) -> Callable[[], Any]:
-    return lambda: way.throw(error)
 
 
 def _rewritten(request: Request, body: bytes) -> Request:

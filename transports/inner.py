@@ -28,6 +28,7 @@ class Inner:
         self._verify = verify
         self._http2 = http2
         self._limits = limits
+        self._proxies = getproxies() if given is None else {}
         self._built: dict[Key, Any] = {}
         self._lock = threading.Lock()
 
@@ -39,7 +40,7 @@ class Inner:
         """The transport for ``url``."""
         if self._given is not None:
             return self._given
-        key = (library.__name__, awaits, _loop() if awaits else None, _proxy(url.scheme, url.host))
+        key = (library.__name__, awaits, _loop() if awaits else None, self._proxy(url.scheme, url.host))
         return self._built.get(key) or self._build(library, key)
 
     def close(self) -> None:
@@ -64,14 +65,18 @@ class Inner:
     def _pool(self, library: ModuleType) -> Any:
         chosen = self._limits
         if chosen is None:
-            return library.Limits(
-                max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_KEEPALIVE_CONNECTIONS
-            )
+            return library.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_KEEPALIVE_CONNECTIONS)
         return library.Limits(
             max_connections=chosen.max_connections,
             max_keepalive_connections=chosen.max_keepalive_connections,
             keepalive_expiry=chosen.keepalive_expiry,
         )
+
+    def _proxy(self, scheme: str, host: str) -> str | None:
+        proxy = self._proxies.get(scheme) or self._proxies.get("all")
+        if not proxy or proxy_bypass(host):
+            return None
+        return proxy if "://" in proxy else f"http://{proxy}"
 
     def _take(self, *, awaits: bool) -> list[Any]:
         if self._given is not None:
@@ -87,11 +92,3 @@ def _loop() -> Loop:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def _proxy(scheme: str, host: str) -> str | None:
-    proxies = getproxies()
-    proxy = proxies.get(scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(host):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"

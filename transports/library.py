@@ -18,7 +18,7 @@ Response = Any
 
 def library_of(request: Request) -> ModuleType:
     """The module whose ``Request`` this is. Raises: TypeError for anything else."""
-    return _library(type(request))
+    return _library(type(request))  # type: ignore[arg-type]  # Request is Any; classes are hashable
 
 
 @cache

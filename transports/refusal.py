@@ -1,7 +1,7 @@
 """A refusal becomes an HTTP answer that every SDK shows well and none repeats in vain.
 
-402 with ``x-should-retry: false`` is tried once by the openai, anthropic, groq, cohere, mistral and google SDKs; 429 with
-``retry-after`` is what their retry loops understand, so it is given only where waiting helps.
+402 with ``x-should-retry: false`` is tried once by the openai, anthropic, groq, cohere, mistral and google SDKs; 429
+with ``retry-after`` is what their retry loops understand, so it is given only where waiting helps.
 """
 
 from __future__ import annotations

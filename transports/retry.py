@@ -56,7 +56,7 @@ def attempts(
             case DoAttempt():
                 try:
                     state.set_result((yield from once()))
-                except Exception:  # noqa: BLE001 - tenacity judges it and raises it again
+                except Exception:
                     state.set_exception(sys.exc_info())  # type: ignore[arg-type]  # an exception is being handled
             case DoSleep() as seconds:
                 if state.outcome is not None and not state.outcome.failed:

@@ -6,6 +6,7 @@ Line ends are LF, CRLF or CR; ``str.splitlines`` would also break at U+2028 insi
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 _BOM = b"\xef\xbb\xbf"
@@ -32,26 +33,25 @@ class EventReader:
         self._has_cr = False
         self.overflowed = False
 
-    def feed(self, chunk: bytes) -> list[Event]:
-        """The events that ``chunk`` completes."""
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        """The events that ``chunk`` completes, one by one."""
         if self.overflowed:
-            return []
+            return
         self._pending += chunk
         self._has_cr = self._has_cr or b"\r" in chunk
-        events = []
         while (end := self._next_end()) is not None:
-            events.append(_event(bytes(self._pending[:end])))
+            raw = bytes(self._pending[:end])
             del self._pending[:end]
             self._scanned = 0
+            yield _event(raw)
         self._scanned = max(0, len(self._pending) - 3)
         if len(self._pending) > LARGEST_EVENT_BYTES:
             self.overflowed = True
-        return events
 
-    def finish(self) -> list[Event]:
+    def finish(self) -> Iterator[Event]:
         """The last event, where the stream ended without a blank line."""
-        rest = self.take_rest()
-        return [_event(rest)] if rest.strip() and not self.overflowed else []
+        if rest := self.take_rest():
+            yield _event(rest)
 
     def take_rest(self) -> bytes:
         """The bytes of the event that is not complete yet."""
@@ -59,11 +59,6 @@ class EventReader:
         self._pending.clear()
         self._scanned = 0
         return rest
-
-    @property
-    def pending_bytes(self) -> int:
-        """How much of an incomplete event is kept."""
-        return len(self._pending)
 
     def _next_end(self) -> int | None:
         if not self._has_cr:

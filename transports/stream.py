@@ -1,7 +1,7 @@
 """Bytes pass, a meter reads along, and the end of the body settles the call: at its end, at an error, at ``close``.
 
-The meter never changes what passes, but for the usage chunk that a caller did not ask for; it never raises, and it keeps
-at most 8 MiB (``LARGEST_BODY_BYTES``).
+The meter never changes what passes, but for the usage chunk that a caller did not ask for; it never raises, and it
+keeps at most 8 MiB (``LARGEST_BODY_BYTES``).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -48,19 +48,19 @@ class Meter:
 
     def expect(self, content_type: str, content_encoding: str) -> None:
         """What kind of body follows, from the answer's headers."""
-        if content_type.startswith("text/event-stream"):
+        if content_type.lower().startswith("text/event-stream"):
             self._events = EventReader()
-        if content_encoding not in ("", "identity"):
+        if content_encoding.lower() not in ("", "identity"):
             self._hides_usage = False
-            self._inflate = _inflater(content_encoding)
+            self._inflate = _inflater(content_encoding.lower())
             self._blind = self._inflate is None
 
     def feed(self, chunk: bytes) -> bytes:
         """Read ``chunk``; returns what passes on to the caller."""
         try:
             return self._feed(chunk)
-        except Exception:  # noqa: BLE001 - metering never breaks the caller's answer
-            self._give_up()
+        except Exception as error:  # metering never breaks the caller's answer
+            self._give_up(error)
             return chunk
 
     def finish(self) -> bytes:
@@ -68,8 +68,8 @@ class Meter:
         rest = b""
         try:
             rest = self._finish()
-        except Exception:  # noqa: BLE001 - metering never breaks the caller's answer
-            self._give_up()
+        except Exception as error:  # metering never breaks the caller's answer
+            self._give_up(error)
         self._settle(whole=True)
         return rest
 
@@ -88,8 +88,7 @@ class Meter:
             if self._blind:
                 self._body.clear()
             return chunk
-        events = self._events.feed(text)
-        passed = self._read(events)
+        passed = self._read(self._events.feed(text))
         if not self._hides_usage:
             return chunk
         if self._events.overflowed:
@@ -97,7 +96,7 @@ class Meter:
             passed += self._events.take_rest()
         return passed
 
-    def _read(self, events: list[Event]) -> bytes:
+    def _read(self, events: Iterable[Event]) -> bytes:
         """Read events into the tally; returns the bytes of those the caller may see."""
         passed = []
         for event in events:
@@ -107,19 +106,21 @@ class Meter:
         return b"".join(passed)
 
     def _finish(self) -> bytes:
+        if self._blind:
+            return b""
         if self._events is None:
-            if not self._blind:
-                self._tally.usage = self.wire.read_answer(bytes(self._body)) or {}
-                self._tally.final = True
-                self._body.clear()
+            self._tally.usage = self.wire.read_answer(bytes(self._body)) or {}
+            self._tally.final = True
+            self._body.clear()
             return b""
         rest = self._read(self._events.finish())
         return rest if self._hides_usage else b""
 
-    def _give_up(self) -> None:
+    def _give_up(self, error: Exception) -> None:
         self._blind = True
         self._tally.final = False
-        _log.warning("run %s: an answer could not be metered and is booked as unknown", self.pacer.run, exc_info=True)
+        # The kind of the error only: its text could quote the answer.
+        _log.warning("run %s: an answer could not be metered (%s)", self.pacer.run, type(error).__name__)
 
     def _settle(self, *, whole: bool) -> None:
         if self.ended:
@@ -149,8 +150,9 @@ class _MeteredStream:
                 passed = self._meter.feed(chunk)
                 if passed or not chunk:
                     yield passed
-        except Exception:
-            if rest := self._meter.abandon():
+        except BaseException as error:
+            rest = self._meter.abandon()
+            if rest and isinstance(error, Exception):  # a generator that is being closed must not yield
                 yield rest
             raise
         if rest := self._meter.finish():
@@ -162,8 +164,9 @@ class _MeteredStream:
                 passed = self._meter.feed(chunk)
                 if passed or not chunk:
                     yield passed
-        except Exception:
-            if rest := self._meter.abandon():
+        except BaseException as error:
+            rest = self._meter.abandon()
+            if rest and isinstance(error, Exception):
                 yield rest
             raise
         if rest := self._meter.finish():

@@ -13,8 +13,8 @@ __all__ = ["Store"]
 class Store(Protocol):
     """The books of one pacer. Every call is atomic, thread-safe and wakes whom it lets in."""
 
-    def offer(self, call: Estimate) -> Ticket:
-        """Decide on a call, or queue it."""
+    def offer(self, call: Estimate, owner: object) -> Ticket:
+        """Decide on a call of ``owner`` (a task or thread), or queue it."""
 
     def sit(self, ticket: Ticket, seat: Seat) -> None:
         """Tell where the owner of a queued ticket sleeps."""

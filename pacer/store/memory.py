@@ -35,10 +35,10 @@ class MemoryStore:
         self._armed: tuple[Ticket, float] | None = None
         _alive.add(self)
 
-    def offer(self, call: Estimate) -> Ticket:
+    def offer(self, call: Estimate, owner: object) -> Ticket:
         """Decide on a call, or queue it."""
         with self._books() as now:
-            return self._admission.offer(call, now)
+            return self._admission.offer(call, owner, now)
 
     def sit(self, ticket: Ticket, seat: Seat) -> None:
         """Attach the seat; a ticket decided meanwhile is woken at once."""
@@ -81,13 +81,13 @@ class MemoryStore:
             self._do_posted(now)
             yield now
         finally:
-            self._unlock_and_wake(*self._decide_and_arm())
+            self._close()
         self._work_off()
 
     def _work_off(self) -> None:
         """Do what is posted; if the lock is taken, its holder looks here again after letting go of it."""
         while self._posts and self._lock.acquire(blocking=False):
-            self._unlock_and_wake(*self._decide_and_arm())
+            self._close()
 
     def _do_posted(self, now: float) -> None:
         while self._posts:
@@ -107,8 +107,12 @@ class MemoryStore:
         self._armed = due
         return decided, (due[0].seat, max(0.0, due[1] - now))
 
-    def _unlock_and_wake(self, decided: list[Ticket], timer: tuple[Seat, float] | None) -> None:
-        self._lock.release()
+    def _close(self) -> None:
+        """The end of the critical section, and what must not happen inside: waking and setting timers."""
+        try:
+            decided, timer = self._decide_and_arm()
+        finally:
+            self._lock.release()
         if timer is not None:
             self._arm(*timer)
         for ticket in decided:

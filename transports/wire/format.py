@@ -59,7 +59,7 @@ def tokens(value: object) -> int | None:
     """A token count, or ``None`` for anything that is not a whole number from 0."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if value != value or value < 0 or value > 2**53 or value != int(value):  # noqa: PLR0124 - NaN
+    if value != value or value < 0 or value > 2**53 or value != int(value):
         return None
     return int(value)
 

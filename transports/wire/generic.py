@@ -1,4 +1,4 @@
-"""Any other POST that looks like a model call: charged by estimate, and by its usage where that is spelt a known way."""
+"""Any other POST that looks like a model call: charged by its usage where we know the spelling, else by estimate."""
 
 from __future__ import annotations
 

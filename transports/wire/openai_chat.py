@@ -27,13 +27,14 @@ class _Answer(msgspec.Struct):
     usage: Any = None
 
 
-class _Delta(msgspec.Struct):
+class _Choice(msgspec.Struct):
     delta: Any = None
+    finish_reason: Any = None
 
 
 class _Event(msgspec.Struct):
     usage: Any = None
-    choices: list[_Delta] | None = None
+    choices: list[_Choice] | None = None
 
 
 _request = msgspec.json.Decoder(_Request)
@@ -84,7 +85,7 @@ def _read_event(data: bytes, tally: f.Tally) -> bool:
         tally.seen_output += sum(isinstance(c.delta, dict) and any(_texts(c.delta)) for c in said.choices)
     if said.usage is not None:
         tally.usage = said.usage if isinstance(said.usage, dict) else {"invalid": True}
-        tally.final = not said.choices
+        tally.final = not said.choices or any(choice.finish_reason for choice in said.choices)
         return said.choices == []
     return False
 
