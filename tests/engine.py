@@ -1,0 +1,99 @@
+"""What the engine's tests share: a clock that is set by hand, seats that write down what happens to them."""
+
+from __future__ import annotations
+
+from pacer.admission import Admission, Gate, Reservation, Ticket, gate
+from pacer.ledger import Account
+from pacer.store.memory import MemoryStore
+from pacer.usage import Estimate, Rate, Settlement, Source, Usage
+
+
+class Clock:
+    """Time that moves only when told to."""
+
+    def __init__(self, now: float = 1_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Seat:
+    """Counts its wake-ups and remembers the last alarm, as an absolute time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.wakes = 0
+        self.due: float | None = None
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+    def arm(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.due = self.clock.now + seconds
+
+
+class Engine:
+    """A memory store on a hand-set clock, with a seat for everybody who waits."""
+
+    def __init__(
+        self,
+        *,
+        rate: float | None = None,
+        burst: float = 100.0,
+        ceiling: int | None = None,
+        max_wait: float | None = None,
+        may_wait: bool = True,
+    ) -> None:
+        self.clock = Clock()
+        gates: tuple[Gate, ...] = ()
+        if rate is not None:
+            gates = (gate("tokens_per_second", "tokens", Rate(rate), burst, self.clock.now),)
+        self.account = Account("default", ceiling, parent=Account("pacer"))
+        self.admission = Admission(self.account, gates, max_wait=max_wait, may_wait=may_wait)
+        self.store = MemoryStore(self.admission, self.clock)
+        self.seats: list[Seat] = []
+
+    def offer(self, call: Estimate, owner: object = None) -> Ticket:
+        """Offer a call; if it has to wait, it gets a seat."""
+        ticket = self.store.offer(call, owner if owner is not None else object())
+        if ticket.decision is None:
+            self.seats.append(Seat(self.clock))
+            self.store.sit(ticket, self.seats[-1])
+        return ticket
+
+    def settle(self, ticket: Ticket, spent: int, unknown: int = 0, source: Source = "provider") -> None:
+        """End the reservation of a granted ticket."""
+        self.store.settle(place_of(ticket), Usage(total=spent), Settlement(spent, unknown, source))
+
+    def leave(self, ticket: Ticket) -> None:
+        """The caller is cancelled; its alarm goes with it."""
+        if isinstance(ticket.seat, Seat):
+            ticket.seat.due = None
+        self.store.leave(ticket)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, firing each alarm when it is due, and nothing else."""
+        until = self.clock.now + seconds
+        while due := [seat for seat in self.seats if seat.due is not None and seat.due <= until]:
+            seat = min(due, key=lambda each: each.due or 0.0)
+            self.clock.now, seat.due = max(self.clock.now, seat.due or 0.0), None
+            self.store.tick()
+        self.clock.now = until
+
+
+def call(worst: int, expected: int | None = None) -> Estimate:
+    """A call that holds ``worst`` and takes ``expected`` (the same unless said) from the rate."""
+    return Estimate(input=worst if expected is None else expected, output=0, worst=worst)
+
+
+def place_of(ticket: Ticket) -> Reservation:
+    """The reservation of a ticket that must have been granted."""
+    assert isinstance(ticket.decision, Reservation), f"not granted: {ticket.decision!r}"
+    return ticket.decision
+
+
+def granted(ticket: Ticket) -> bool:
+    """Whether the ticket got its place."""
+    return isinstance(ticket.decision, Reservation)

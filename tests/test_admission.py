@@ -1,0 +1,187 @@
+"""The one decision: wait or refuse, in which order, and what it says."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from pacer.admission import Admission, gate
+from pacer.errors import CeilingReached, WaitTooLong
+from pacer.ledger import Account
+from pacer.usage import Estimate, Rate, Settlement, Usage
+from tests.engine import Engine, call, granted, place_of
+
+
+def test_a_settlement_lets_the_next_one_in():
+    """What a call did not use is there for the next one at once."""
+    engine = Engine(ceiling=1_000)
+    first, second = engine.offer(call(700)), engine.offer(call(700))
+    assert granted(first)
+    assert second.decision is None
+    engine.settle(first, 300)
+    assert granted(second)
+
+
+def test_what_never_fits_is_refused_at_once():
+    engine = Engine(ceiling=1_000)
+    assert isinstance(engine.offer(call(1_001)).decision, CeilingReached)
+    assert granted(engine.offer(call(1_000)))
+
+
+def test_nothing_is_admitted_while_the_account_is_overdrawn():
+    engine = Engine(ceiling=1_000)
+    first = engine.offer(call(900))
+    waiting = engine.offer(call(500))
+    engine.settle(first, 1_200)
+    assert isinstance(waiting.decision, CeilingReached)
+    assert isinstance(engine.offer(call(1)).decision, CeilingReached)
+
+
+def test_a_waiter_without_hope_is_refused_now_and_not_at_its_turn():
+    """The second in line learns that its tokens are gone although the first still waits."""
+    engine = Engine(ceiling=1_000)
+    first = engine.offer(call(600))
+    engine.offer(call(400))
+    head, second = engine.offer(call(300)), engine.offer(call(700))
+    engine.settle(first, 400)
+    assert head.decision is None
+    assert isinstance(second.decision, CeilingReached)
+
+
+def test_after_one_was_dismissed_the_next_largest_is_watched():
+    engine = Engine(ceiling=1_000)
+    opened = [engine.offer(call(250)) for _ in range(4)]
+    largest, middle, small = engine.offer(call(700)), engine.offer(call(500)), engine.offer(call(240))
+    engine.settle(opened[0], 400)
+    assert isinstance(largest.decision, CeilingReached)
+    assert middle.decision is None
+    engine.settle(opened[1], 250)
+    assert isinstance(middle.decision, CeilingReached)
+    assert small.decision is None
+
+
+def test_nobody_overtakes_the_head():
+    """A small call that would fit waits behind a large one."""
+    engine = Engine(rate=10, burst=100)
+    engine.offer(call(100))
+    large, small = engine.offer(call(90)), engine.offer(call(1))
+    engine.advance(5.0)
+    assert large.decision is None
+    assert small.decision is None
+    engine.advance(4.2)
+    assert granted(large)
+    assert granted(small)
+
+
+def test_a_call_whose_own_open_answers_are_in_the_way_is_refused_instead_of_hanging():
+    """An agent that calls a tool while its stream is open would wait for itself for ever."""
+    engine = Engine(ceiling=1_000)
+    engine.offer(call(700), owner="agent")
+    refusal = engine.offer(call(700), owner="agent").decision
+    assert isinstance(refusal, CeilingReached)
+    assert "its own task still holds open" in str(refusal)
+    assert engine.offer(call(700), owner="another agent").decision is None
+
+
+def test_several_buckets_must_all_agree():
+    gates = (
+        gate("tokens_per_minute", "tokens", Rate(6_000, 60), 1_000, 0.0),
+        gate("output_tokens_per_minute", "output", Rate(600, 60), 100, 0.0),
+        gate("requests_per_minute", "requests", Rate(60, 60), 10, 0.0),
+    )
+    admission = Admission(Account("run"), gates)
+    one = Estimate(input=10, output=100, worst=200)
+    assert admission.offer(one, 1, 0.0).decision is not None
+    second = admission.offer(one, 2, 0.0)
+    assert second.wait is not None
+    assert second.wait.limit == "output_tokens_per_minute"
+    assert second.wait.seconds == pytest.approx(10.0)
+    assert admission.pump(9.9) == []
+    assert admission.pump(10.0) == [second]
+
+
+def test_settlement_gives_back_to_each_bucket_what_it_took_too_much():
+    gates = (
+        gate("input_tokens_per_minute", "input", Rate(60, 60), 100, 0.0),
+        gate("output_tokens_per_minute", "output", Rate(60, 60), 100, 0.0),
+    )
+    admission = Admission(Account("run"), gates)
+    ticket = admission.offer(Estimate(input=50, output=80, worst=200), 1, 0.0)
+    admission.settle(place_of(ticket), Usage(20, 90), Settlement(110, 0, "provider"), 0.0)
+    assert [each.bucket.level(0.0) for each in gates] == [80, 10]
+
+
+def test_where_the_bill_is_unknown_the_rate_keeps_what_was_expected():
+    engine = Engine(rate=10, burst=100)
+    engine.settle(engine.offer(call(worst=90, expected=60)), 5, 85, "partial")
+    assert engine.store.status().tokens_available == pytest.approx(40)
+
+
+def test_a_wait_longer_than_max_wait_is_refused_at_the_door():
+    """Nobody queues for a place that is known to come too late."""
+    engine = Engine(rate=10, burst=100, max_wait=5.0)
+    engine.offer(call(100))
+    refusal = engine.offer(call(60)).decision
+    assert isinstance(refusal, WaitTooLong)
+    assert refusal.retry_after_seconds == pytest.approx(6.0)
+    assert (refusal.limit, refusal.asked, refusal.amount) == ("tokens_per_second", 60, 10)
+    assert "at most 5 s" in str(refusal)
+    assert "PACER_MAX_WAIT" in str(refusal)
+
+
+def test_the_line_counts_into_the_wait():
+    engine = Engine(rate=10, burst=100, max_wait=5.0)
+    engine.offer(call(100))
+    assert engine.offer(call(40)).decision is None
+    assert isinstance(engine.offer(call(40)).decision, WaitTooLong)
+
+
+def test_patience_ends_at_its_moment_when_holds_do_not_come_back():
+    engine = Engine(ceiling=1_000, max_wait=5.0)
+    engine.offer(call(900))
+    waiting = engine.offer(call(500))
+    engine.advance(4.9)
+    assert waiting.decision is None
+    engine.advance(0.2)
+    assert isinstance(waiting.decision, WaitTooLong)
+    assert "until open calls have settled" in str(waiting.decision)
+
+
+def test_on_limit_refuse_never_waits():
+    paced = Engine(rate=10, burst=100, may_wait=False)
+    paced.offer(call(100))
+    assert isinstance(paced.offer(call(10)).decision, WaitTooLong)
+    capped = Engine(ceiling=1_000, may_wait=False)
+    capped.offer(call(900))
+    refusal = capped.offer(call(500)).decision
+    assert isinstance(refusal, CeilingReached)
+    assert "on_limit=refuse" in str(refusal)
+
+
+def test_a_ceiling_of_zero_lets_nothing_through():
+    assert isinstance(Engine(ceiling=0).offer(call(1)).decision, CeilingReached)
+
+
+def test_a_raised_ceiling_wakes_and_a_lowered_one_refuses():
+    engine = Engine(ceiling=1_000)
+    engine.offer(call(900))
+    waiting = engine.offer(call(500))
+    engine.store.set_ceiling(2_000)
+    assert granted(waiting)
+    third = engine.offer(call(700))
+    engine.store.set_ceiling(600)
+    assert isinstance(third.decision, CeilingReached)
+    assert engine.account.remaining == 600 - 1_400
+
+
+def test_the_refusal_carries_the_numbers_and_none_of_the_words_that_retry_loops_look_for():
+    engine = Engine(ceiling=1_000)
+    engine.settle(engine.offer(call(900)), 800, 50, "partial")
+    refusal = engine.offer(call(200)).decision
+    assert isinstance(refusal, CeilingReached)
+    assert (refusal.asked, refusal.amount, refusal.spent, refusal.unknown) == (200, 1_000, 800, 50)
+    assert (refusal.held, refusal.remaining, refusal.retry_after_seconds) == (0, 150, None)
+    assert "run 'default'" in str(refusal)
+    assert "PACER_CEILING" in str(refusal)
+    assert not re.search(r"\d|rate|limit|quota|too many", str(refusal), re.IGNORECASE)

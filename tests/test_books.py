@@ -1,0 +1,181 @@
+"""The rules of the books hold after every step of any history: offers, settlements, departures, time, ceilings."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from pacer.admission import Ticket
+from pacer.errors import BudgetExceeded, CeilingReached
+from pacer.usage import Source
+from tests.engine import Engine, call, granted, place_of
+
+AMOUNTS = st.integers(1, 300)
+BURST = 100.0
+RATE = 10.0
+
+
+class ReferenceBucket:
+    """The bucket in one line: refill, cap, add. The latest time it saw is the time."""
+
+    def __init__(self, now: float) -> None:
+        self.level, self.stamp = BURST, now
+
+    def at(self, now: float) -> float:
+        self.change(0.0, now)
+        return self.level
+
+    def change(self, amount: float, now: float) -> None:
+        refilled = min(BURST, self.level + max(0.0, now - self.stamp) * RATE)
+        self.level, self.stamp = min(BURST, refilled + amount), max(now, self.stamp)
+
+
+class Books(RuleBasedStateMachine):
+    """A model of the books beside the real ones. The model knows sums; the engine has to agree at every moment."""
+
+    tickets = Bundle("tickets")
+
+    @initialize(
+        ceiling=st.none() | st.integers(0, 2_000), paced=st.booleans(), max_wait=st.none() | st.floats(0.0, 20.0)
+    )
+    def open(self, ceiling: int | None, paced: bool, max_wait: float | None) -> None:
+        self.engine = Engine(rate=RATE if paced else None, burst=BURST, ceiling=ceiling, max_wait=max_wait)
+        self.paced = paced
+        self.spent = self.unknown = 0
+        self.everyone: list[Ticket] = []
+        self.open_places: dict[int, Ticket] = {}
+        self.gone: set[int] = set()
+        self.answers: dict[int, object] = {}
+        self.started = self.engine.clock.now
+        self.bucket = ReferenceBucket(self.started)
+        self._check_each_grant()
+
+    def _check_each_grant(self) -> None:
+        """B2: the ceiling is looked at inside the critical section, where the grant happens."""
+        admission, grant = self.engine.admission, self.engine.admission._grant
+
+        def checked(ticket: Ticket, now: float) -> None:
+            grant(ticket, now)
+            if self.paced:
+                assert self.bucket.at(now) >= min(ticket.call.expected, BURST) - 1e-3
+                self.bucket.change(-ticket.call.expected, now)
+            account = admission.account
+            assert account.ceiling is None or account.spent + account.unknown + account.held <= account.ceiling
+
+        admission._grant = checked  # type: ignore[method-assign]
+
+    @rule(target=tickets, worst=AMOUNTS, share=st.floats(0.1, 1.0), owner=st.integers(0, 5))
+    def offer(self, worst: int, share: float, owner: int) -> Ticket:
+        own = sum(t.call.worst for t in self.open_places.values() if t.owner == owner)
+        ticket = self.engine.offer(call(worst, max(1, int(worst * share))), owner)
+        self.everyone.append(ticket)
+        hopeless = self._overdrawn_by(own + worst)
+        assert isinstance(ticket.decision, CeilingReached) == hopeless
+        self._take_note()
+        return ticket
+
+    @rule(ticket=tickets, used=st.floats(0.0, 2.0), source=st.sampled_from(["provider", "partial", "void"]))
+    def settle(self, ticket: Ticket, used: float, source: Source) -> None:
+        """Up, down, or with a part that nobody saw; a second time changes nothing."""
+        if id(ticket) not in self.open_places:
+            return
+        del self.open_places[id(ticket)]
+        spent = 0 if source == "void" else int(ticket.call.worst * used)
+        unknown = max(0, ticket.call.worst - spent) if source == "partial" else 0
+        self.spent += spent
+        self.unknown += unknown
+        used_of_rate = {"provider": spent, "partial": max(spent, ticket.call.expected), "void": 0}[source]
+        self.bucket.change(ticket.call.expected - used_of_rate, self.engine.clock.now)
+        self.engine.settle(ticket, spent, unknown, source)
+        self.engine.settle(ticket, 12_345, 678, "provider")
+        self._take_note()
+
+    @rule(ticket=tickets)
+    def leave(self, ticket: Ticket) -> None:
+        """A caller is cancelled: in the lane, or after the grant and before it sent anything."""
+        self.gone.add(id(ticket))
+        if self.open_places.pop(id(ticket), None) is not None:
+            self.bucket.change(ticket.call.expected, self.engine.clock.now)
+        self.engine.leave(ticket)
+        self._take_note()
+
+    @rule(seconds=st.floats(0.0, 30.0))
+    def time_passes(self, seconds: float) -> None:
+        self.engine.advance(seconds)
+        self._take_note()
+
+    @rule(seconds=st.floats(0.0, 5.0))
+    def the_clock_steps_back(self, seconds: float) -> None:
+        """A step back mints nothing and frees nothing; alarms set before stay where they are."""
+        self.engine.clock.now -= seconds
+        self.engine.store.tick()
+        self._take_note()
+        self.the_bucket_is_that_of_the_model()
+        self.engine.clock.now += seconds
+
+    @rule(ceiling=st.none() | st.integers(0, 2_000))
+    def change_the_ceiling(self, ceiling: int | None) -> None:
+        self.engine.store.set_ceiling(ceiling)
+        self._take_note()
+
+    def _overdrawn_by(self, amount: int) -> bool:
+        """Whether ``amount`` fits under the ceiling not even when all others give back what they hold."""
+        ceiling = self.engine.account.ceiling
+        return ceiling is not None and self.spent + self.unknown + amount > ceiling
+
+    def _take_note(self) -> None:
+        """Take over the decisions made in this step; a decision never changes, and grants keep the order of arrival."""
+        for ticket in self.everyone:
+            if id(ticket) in self.answers:
+                assert self.answers[id(ticket)] is ticket.decision
+            elif ticket.decision is not None:
+                self.answers[id(ticket)] = ticket.decision
+                if granted(ticket) and id(ticket) not in self.gone:
+                    self.open_places[id(ticket)] = ticket
+        granted_now = [ticket for ticket in self.everyone if granted(ticket)]
+        by_id = sorted(granted_now, key=lambda ticket: place_of(ticket).id)
+        assert by_id == granted_now, "granted out of order"
+
+    @invariant()
+    def the_numbers_are_those_of_the_model(self) -> None:
+        """B1, B3, B4, B5: sums of what is open and of what was settled, at the run and at its parent."""
+        held = sum(ticket.call.worst for ticket in self.open_places.values())
+        account = self.engine.account
+        for node in account.path():
+            assert (node.spent, node.unknown, node.held) == (self.spent, self.unknown, held)
+            assert node.in_flight == len(self.open_places)
+        assert account.ceiling is None or account.remaining == account.ceiling - self.spent - self.unknown - held
+
+    @invariant()
+    def nobody_waits_who_could_go_or_never_can(self) -> None:
+        """B7 and decision 2: the head really has to wait, and nobody in line waits for tokens that are spent."""
+        waiting = [t for t in self.everyone if t.decision is None and id(t) not in self.gone]
+        status = self.engine.admission.status(self.engine.clock.now)  # the store's would look after the lane first
+        assert status.waiting == len(waiting)
+        if not waiting:
+            return
+        assert status.waits_for in ("ceiling", "tokens_per_second")
+        assert status.next_seconds is None or status.next_seconds > 0
+        assert not any(self._overdrawn_by(ticket.bound) for ticket in waiting)
+
+    @invariant()
+    def every_refusal_was_right_and_says_why(self) -> None:
+        for answer in self.answers.values():
+            if isinstance(answer, BudgetExceeded):
+                assert answer.limit in ("ceiling", "tokens_per_second")
+                assert answer.asked > 0
+
+    @invariant()
+    def the_bucket_is_that_of_the_model(self) -> None:
+        """B10: every grant left a bucket that could give it, and what came back is capped at the burst."""
+        if self.paced:
+            level = self.engine.admission.status(self.engine.clock.now).tokens_available
+            assert level is not None
+            assert math.isclose(level, self.bucket.at(self.engine.clock.now), abs_tol=1e-3)
+
+
+TestBooks = Books.TestCase
+TestBooks.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
