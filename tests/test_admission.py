@@ -185,3 +185,27 @@ def test_the_refusal_carries_the_numbers_and_none_of_the_words_that_retry_loops_
     assert "run 'default'" in str(refusal)
     assert "PACER_CEILING" in str(refusal)
     assert not re.search(r"\d|rate|limit|quota|too many", str(refusal), re.IGNORECASE)
+
+
+def test_those_who_left_count_no_longer_into_the_wait():
+    engine = Engine(rate=10, burst=100, max_wait=5.0)
+    engine.offer(call(100))
+    engine.leave(engine.offer(call(40)))
+    assert engine.offer(call(30)).decision is None
+    assert engine.offer(call(20)).decision is None
+
+
+def test_a_void_call_gives_the_rate_back_whatever_was_counted():
+    engine = Engine(rate=10, burst=100)
+    engine.settle(engine.offer(call(60)), 50, source="void")
+    assert engine.store.status().tokens_available == 100
+
+
+def test_who_will_come_too_late_is_refused_as_soon_as_that_is_known():
+    """The head learns from a settlement's debt that it cannot make it, and does not sit out its patience."""
+    engine = Engine(rate=10, burst=100, max_wait=5.0)
+    first = engine.offer(call(worst=100))
+    waiting = engine.offer(call(40))
+    assert waiting.decision is None
+    engine.settle(first, 200)
+    assert isinstance(waiting.decision, WaitTooLong)
