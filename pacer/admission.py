@@ -65,7 +65,7 @@ class Gate:
 class Reservation:
     """A place for one call, from admission until it is settled."""
 
-    __slots__ = ("account", "call", "granted_at", "id", "owner", "settlement", "waited_seconds")
+    __slots__ = ("account", "call", "granted_at", "id", "owner", "settled_at", "settlement", "waited_seconds")
 
     def __init__(self, id: int, account: Account, ticket: Ticket, now: float) -> None:
         self.id = id
@@ -75,6 +75,7 @@ class Reservation:
         self.granted_at = now
         self.waited_seconds = max(0.0, now - ticket.since)
         self.settlement: Settlement | None = None
+        self.settled_at: float | None = None
 
 
 class Ticket:
@@ -183,6 +184,7 @@ class Admission:
         if place.settlement is not None:
             return
         place.settlement = settlement
+        place.settled_at = now
         ledger.settle(place.account, place.call.worst, settlement)
         self._disown(place)
         for gate in self.gates:

@@ -57,6 +57,21 @@ class Receipt:
         return self._place.waited_seconds
 
     @property
+    def admitted_at(self) -> float:
+        """When the call was admitted, on the pacer's monotonic clock."""
+        return self._place.granted_at
+
+    @property
+    def settled_at(self) -> float | None:
+        """When it was settled, on the same clock; ``None`` as long as the body goes on."""
+        return self._place.settled_at
+
+    @property
+    def paced(self) -> int:
+        """The tokens that its admission took from the rate; the difference to the usage comes back at the end."""
+        return self._place.call.expected
+
+    @property
     def reserved(self) -> int:
         """The worst case that was held against the ceiling."""
         return self._place.call.worst
