@@ -69,7 +69,7 @@ class EventReader:
 
 
 def _event(raw: bytes) -> Event:
-    if raw.startswith(b"data: ") and raw.endswith(b"}\n\n") and raw.find(b"\n") == len(raw) - 2:
+    if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:
         return Event(raw, raw[6:-2])
     lines = raw.removeprefix(_BOM).splitlines()  # of bytes: at LF, CR and CRLF only
     return Event(raw, b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")))

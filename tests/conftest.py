@@ -1,0 +1,24 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.servers import CALLERS, Caller
+
+
+@pytest.fixture(params=CALLERS, ids=lambda c: f"{c.library.__name__}-{'async' if c.awaits else 'sync'}")
+def caller(request: pytest.FixtureRequest) -> Caller:
+    """Each of the four clients."""
+    caller: Caller = request.param
+    return caller
+
+
+@pytest.fixture(autouse=True)
+def _a_clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy and no setting of the machine the tests run on."""
+    for name in os.environ:
+        if name.upper().startswith("PACER_") or name.upper().endswith("_PROXY"):
+            monkeypatch.delenv(name)

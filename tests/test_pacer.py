@@ -1,0 +1,114 @@
+"""The pacer as its users hold it: one budget a run, its status and its line for the operator."""
+
+from __future__ import annotations
+
+import pytest
+
+import pacer
+import transports
+from pacer import Pacer, settings
+from pacer.admission import Reservation
+from pacer.errors import BudgetExceeded, LimitsConflict, SettingsError
+from pacer.pacer import join
+from pacer.usage import Estimate, Usage
+from tests.engine import Clock
+
+
+def admitted(budget: Pacer, worst: int, expected: int | None = None) -> Reservation:
+    """Admit a call that needs no wait."""
+    way = budget.admit(Estimate(expected if expected is not None else worst, 0, worst))
+    with pytest.raises(StopIteration) as end:
+        next(way)
+    place = end.value.value
+    assert isinstance(place, Reservation)
+    return place
+
+
+def test_all_who_name_a_run_share_one_pacer():
+    first = join(settings.explicit(run="shared", ceiling=100))
+    assert join(settings.explicit(run="shared")) is first
+    assert join(settings.explicit(run="shared", ceiling=100)) is first
+    assert join(settings.explicit(run="other", ceiling=7)) is not first
+
+
+def test_joining_with_other_limits_is_an_error_that_shows_both():
+    join(settings.explicit(run="conflict", ceiling=100))
+    with pytest.raises(LimitsConflict, match="run 'conflict' is open with ceiling=100 and was joined with ceiling=200"):
+        join(settings.explicit(run="conflict", ceiling=200))
+
+
+def test_the_status_tells_spent_unknown_and_held_apart():
+    budget = Pacer(ceiling=1_000)
+    open_place = admitted(budget, 300)
+    budget.settle(admitted(budget, 200), Usage(50, 30), "provider")
+    budget.settle(admitted(budget, 100), Usage(20), "partial")
+    status = budget.status()
+    assert (status.spent, status.unknown, status.held, status.remaining) == (100, 80, 300, 520)
+    assert (status.in_flight, status.waiting, status.calls) == (1, 0, 2)
+    budget.settle(open_place, Usage(), "void")
+    assert budget.status().held == 0
+
+
+def test_a_second_settlement_changes_nothing():
+    budget = Pacer()
+    place = admitted(budget, 100)
+    budget.settle(place, Usage(10), "provider")
+    budget.settle(place, Usage(99), "provider")
+    assert budget.status().spent == 10
+
+
+def test_unknown_seen_books_only_what_was_seen():
+    budget = Pacer(unknown="seen")
+    budget.settle(admitted(budget, 100), Usage(10), "partial")
+    assert (budget.status().spent, budget.status().unknown) == (10, 0)
+
+
+def test_the_repr_is_the_operators_line():
+    budget = Pacer(tokens_per_second=2_000, burst=4_000, ceiling="500k", run="nightly", clock=Clock())
+    budget.settle(admitted(budget, 3_000), Usage(2_500), "provider")
+    admitted(budget, 1_400)
+    waiting = budget.admit(Estimate(2_000, 0, 2_000))
+    next(waiting)
+    assert repr(budget) == (
+        "<Pacer nightly: 2,500 spent + 0 unknown + 1,400 held of 500,000 | 100 tokens at 2,000/s"
+        " | 1 in flight, 1 waiting for tokens_per_second, next in 0.9 s>"
+    )
+    waiting.close()
+    assert budget.status().waiting == 0
+
+
+def test_the_ceiling_can_be_changed_while_the_run_goes_on():
+    budget = Pacer(ceiling=100)
+    budget.settle(admitted(budget, 100), Usage(90), "provider")
+    with pytest.raises(BudgetExceeded):
+        next(budget.admit(Estimate(50, 0, 50)))
+    budget.set_ceiling(1_000)
+    assert budget.status().remaining == 910
+    admitted(budget, 50)
+    with pytest.raises(SettingsError):
+        budget.set_ceiling(-1)
+
+
+def test_the_minute_rates_are_independent_buckets():
+    budget = Pacer(requests_per_minute=6, input_tokens_per_minute=6_000, clock=Clock())
+    admitted(budget, 10)
+    way = budget.admit(Estimate(10, 0, 10))
+    next(way)
+    assert budget.status().waits_for == "requests_per_minute"
+    assert budget.status().next_seconds == pytest.approx(10.0)
+    way.close()
+
+
+def test_the_public_names_are_these():
+    assert pacer.__all__ == [
+        "BudgetExceeded",
+        "CeilingReached",
+        "LimitsConflict",
+        "Pacer",
+        "PacerError",
+        "SettingsError",
+        "Status",
+        "WaitTooLong",
+    ]
+    assert transports.__all__ == ["BudgetTransport", "Receipt"]
+    assert all(getattr(pacer, name).__doc__ for name in pacer.__all__)

@@ -1,0 +1,336 @@
+"""The body of an admitted answer: it passes as it is, a meter reads along, and its end settles the call once."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pacer import Pacer
+from tests.servers import (
+    CHAT,
+    MESSAGES,
+    Answer,
+    Caller,
+    Connection,
+    Inner,
+    Server,
+    ask,
+    books,
+    chunked,
+    whole,
+)
+from transports import BudgetTransport
+
+SSE = {"content-type": "text/event-stream"}
+JSON = {"content-type": "application/json"}
+CLAUDE = "http://model.test" + MESSAGES
+
+
+def event(said: object, name: str = "") -> bytes:
+    return (f"event: {name}\n" if name else "").encode() + b"data: " + json.dumps(said).encode() + b"\n\n"
+
+
+def delta(text: str, finish: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": {"content": text} if text else {}, "finish_reason": finish}
+    return event({"id": "c", "choices": [choice], "usage": None})
+
+
+USAGE = event({"id": "c", "choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 30}})
+DONE = b"data: [DONE]\n\n"
+TEXT = [event({"choices": [], "prompt_filter_results": []}), delta("He\u2028"), delta("llo"), delta("", "stop")]
+OPENAI = b"".join([*TEXT, USAGE, DONE])
+UNASKED = b"".join([*TEXT, DONE])
+START = event(
+    {"type": "message_start", "message": {"usage": {"input_tokens": 20, "output_tokens": 1}}}, "message_start"
+)
+WORD = event({"type": "content_block_delta", "delta": {"type": "text_delta", "text": "x"}}, "content_block_delta")
+END = event({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 10}}, "message_delta")
+ANTHROPIC = b"".join([START, event({"type": "ping"}, "ping"), WORD, WORD, END, event({"type": "message_stop"})])
+
+
+def stream_of(*chunks: bytes | Exception, headers: dict[str, str] = SSE) -> Answer:
+    return Answer(chunks, headers)
+
+
+def cut(text: bytes, places: list[int]) -> list[bytes]:
+    edges = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
+    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def asked(usage: bool) -> dict[str, Any]:
+    return ask(stream=True, **({"stream_options": {"include_usage": True}} if usage else {}))
+
+
+def metered(
+    caller: Caller, answer: Answer, *, url: str = "http://model.test" + CHAT, take: int | None = None, **options: Any
+) -> tuple[Pacer, Any, bytes]:
+    """One stream through a transport of its own pacer: the pacer, the receipt and what the caller got."""
+    pacer = Pacer(**options)
+    response, chunks = caller.stream(BudgetTransport(Inner(answer), pacer=pacer), take, url, json=asked(False))
+    return pacer, response.extensions["pacer"], b"".join(chunks)
+
+
+# ---------------------------------------------------------------- whole streams
+
+SPLITS = st.lists(st.integers(0, 10_000), max_size=40)
+
+
+@pytest.mark.parametrize("usage_asked", [True, False])
+@given(places=SPLITS)
+def test_an_openai_stream_is_metered_at_any_split(usage_asked, places):
+    """The same usage; who asked for it gets every byte, who did not gets all but the one event."""
+    pacer = Pacer()
+    transport = BudgetTransport(Inner(stream_of(*cut(OPENAI, places))), pacer=pacer)
+    with httpx.Client(transport=transport) as client:
+        assert client.post("http://a.test" + CHAT, json=asked(usage_asked)).content == (
+            OPENAI if usage_asked else UNASKED
+        )
+    assert books(pacer) == (30, 0, 0, 0)
+
+
+@given(places=SPLITS)
+def test_an_anthropic_stream_is_metered_at_any_split(places):
+    """Input from the first event, output from the last, every byte delivered."""
+    pacer = Pacer()
+    with httpx.Client(transport=BudgetTransport(Inner(stream_of(*cut(ANTHROPIC, places))), pacer=pacer)) as client:
+        assert client.post(CLAUDE, json=asked(False)).content == ANTHROPIC
+    assert books(pacer) == (30, 0, 0, 0)
+
+
+def test_a_stream_is_metered_in_all_four_clients(caller):
+    """The usage is asked for, hidden, and charged."""
+    pacer, receipt, got = metered(caller, stream_of(*TEXT, USAGE, DONE))
+    assert got == UNASKED
+    assert books(pacer) == (30, 0, 0, 0)
+    assert (receipt.charged, receipt.unknown, receipt.source) == (30, 0, "provider")
+
+
+def test_usage_is_asked_for_only_where_the_caller_did_not(caller):
+    """The request that goes out asks; the one of the caller stays, and an asking one goes out as it is."""
+    for usage in (False, True):
+        inner = Inner(stream_of(OPENAI))
+        response = caller.send(BudgetTransport(inner, pacer=Pacer()), json=asked(usage))
+        (out,) = inner.requests
+        assert json.loads(out.content) == asked(True)
+        assert int(out.headers["content-length"]) == len(out.content)
+        assert json.loads(response.request.content) == asked(usage)
+        assert (out is response.request) == usage
+
+
+def test_an_unasked_stream_stays_so_when_switched_off(caller):
+    """``include_usage=off`` leaves request and stream alone; such a call is charged by estimate, not as nothing."""
+    pacer, inner = Pacer(), Inner(stream_of(UNASKED))
+    response = caller.send(BudgetTransport(inner, pacer=pacer, include_usage="off"), json=asked(False))
+    assert json.loads(inner.requests[0].content) == asked(False)
+    assert response.content == UNASKED
+    assert response.extensions["pacer"].source == "estimate"
+    assert response.extensions["pacer"].charged > 2
+
+
+def test_the_first_chunk_is_delivered_before_the_second_is_made(caller):
+    """Nothing is buffered, also where an event has to be hidden later on."""
+    inner = Inner(stream_of(*TEXT, USAGE, DONE))
+    _, chunks = caller.stream(BudgetTransport(inner, pacer=Pacer()), 1, json=asked(False))
+    assert chunks == TEXT[:1]
+    assert inner.bodies[0].pulled == 1
+
+
+def test_an_event_too_large_to_read_passes_whole(caller):
+    """Beyond the bound the meter gives up, hands out what it kept back, and books the rest as unknown."""
+    parts = [TEXT[0], *[b"x" * 1_000_000] * 10, b"\n\n", DONE]
+    pacer, receipt, got = metered(caller, stream_of(*parts))
+    assert got == b"".join(parts)
+    assert receipt.source == "estimate"
+    assert sum(books(pacer)[:2]) == receipt.reserved
+
+
+# ---------------------------------------------------------------- streams that end too early
+
+
+@pytest.mark.parametrize("unknown", ["worst", "seen"])
+def test_a_dropped_stream_is_booked_by_what_was_seen(caller, unknown):
+    """Input estimate and deltas are spent; the rest of the hold is unknown, unless only what was seen is wanted."""
+    pacer, receipt, _ = metered(caller, stream_of(*TEXT, USAGE), take=3, unknown=unknown)
+    expected_input = receipt._place.call.input
+    assert expected_input > 0
+    rest = receipt.reserved - expected_input - 2 if unknown == "worst" else 0
+    assert books(pacer) == (expected_input + 2, rest, 0, 0)
+    assert receipt.source == "partial"
+
+
+@pytest.mark.parametrize("unknown", ["worst", "seen"])
+def test_a_dropped_anthropic_stream_counts_its_deltas(caller, unknown):
+    """The input is known from the first event; the deltas seen since are output that was billed."""
+    # BUG transports/stream.py:137: the usage of message_start (one token of output) hides the deltas counted since.
+    pacer, receipt, _ = metered(caller, stream_of(START, WORD, WORD, WORD, END), url=CLAUDE, take=4, unknown=unknown)
+    assert books(pacer) == (20 + 3, receipt.reserved - 23 if unknown == "worst" else 0, 0, 0)
+
+
+def test_a_stream_without_its_bill_is_unknown(caller):
+    """``message_start`` is not the bill, even where the stream ended in good order."""
+    pacer, receipt, got = metered(caller, stream_of(START, WORD), url=CLAUDE)
+    assert got == START + WORD
+    assert receipt.source == "estimate"
+    assert sum(books(pacer)[:2]) == receipt.reserved
+
+
+def test_an_invalid_last_usage_is_not_mended_with_an_earlier_one(caller):
+    """A usage that cannot be believed makes the call unknown."""
+    good = event({"choices": [{"delta": {}}], "usage": {"prompt_tokens": 20, "completion_tokens": 1}})
+    bad = event({"choices": [], "usage": {"prompt_tokens": "20", "completion_tokens": 10}})
+    pacer, receipt, _ = metered(caller, stream_of(good, bad, DONE))
+    assert receipt.source == "estimate"
+    assert sum(books(pacer)[:2]) == receipt.reserved
+
+
+def test_a_broken_stream_raises_as_it_did_before(caller):
+    """The very exception, after all bytes that came; settled at once."""
+    broken = caller.library.ReadError("gone")
+    pacer, inner = Pacer(), Inner(stream_of(TEXT[1], TEXT[2][:9], broken))
+    got: list[bytes] = []
+
+    async def read_async() -> None:
+        async with caller.library.AsyncClient(transport=BudgetTransport(inner, pacer=pacer)) as client:
+            async with client.stream("POST", "http://a.test" + CHAT, json=asked(False)) as response:
+                async for chunk in response.aiter_raw():
+                    got.append(chunk)
+
+    def read() -> None:
+        with caller.library.Client(transport=BudgetTransport(inner, pacer=pacer)) as client:
+            with client.stream("POST", "http://a.test" + CHAT, json=asked(False)) as response:
+                got.extend(response.iter_raw())
+
+    with pytest.raises(caller.library.ReadError) as caught:
+        caller.run(read, read_async)
+    assert caught.value is broken
+    if caller.awaits:
+        assert b"".join(got) == TEXT[1] + TEXT[2][:9]
+    spent, unknown, held, in_flight = books(pacer)
+    assert spent > 1
+    assert unknown > 400
+    assert (held, in_flight) == (0, 0)
+
+
+BROKEN: dict[str, Any] = {
+    "chunked body cut": chunked(TEXT[:2], "content-type: text/event-stream", end=b""),
+    "chunk cut": chunked(TEXT[:2], "content-type: text/event-stream", end=b"ff\r\ndata"),
+    "length not reached": whole(b"", "content-type: text/event-stream").replace(b"length: 0", b"length: 99") + DONE,
+}
+
+
+@pytest.mark.parametrize("kind", [*BROKEN, "reset"])
+def test_a_body_cut_by_the_network_is_settled_at_once(caller, kind):
+    """The caller sees the error of the library; input is spent, the rest unknown, nothing stays held."""
+
+    def play(connection: Connection) -> None:
+        server.hear(connection)
+        connection.write(BROKEN.get(kind) or BROKEN["chunked body cut"])
+        if kind == "reset":
+            connection.reset()
+
+    pacer = Pacer()
+    with Server(play) as server, pytest.raises((caller.library.RemoteProtocolError, caller.library.ReadError)):
+        caller.stream(BudgetTransport(pacer=pacer), url=server.url + CHAT, json=asked(False))
+    spent, unknown, held, in_flight = books(pacer)
+    assert spent > 0
+    assert unknown > 400
+    assert (held, in_flight) == (0, 0)
+
+
+@pytest.mark.parametrize("end", ["0\r\n\r\n", "0\r\nx-checksum: 1\r\n\r\n", None])
+def test_a_stream_over_the_network_is_metered(caller, end):
+    """Chunked byte by byte, with trailers, or ended by closing the connection."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+    drops = chunked((OPENAI[i : i + 1] for i in range(len(OPENAI))), "content-type: text/event-stream", end=b"")
+
+    def play(connection: Connection) -> None:
+        server.hear(connection)
+        connection.write(head + OPENAI if end is None else drops + end.encode())
+
+    pacer = Pacer()
+    with Server(play) as server:
+        _, chunks = caller.stream(BudgetTransport(pacer=pacer), url=server.url + CHAT, json=asked(False))
+    assert b"".join(chunks) == UNASKED
+    assert books(pacer) == (30, 0, 0, 0)
+
+
+def test_a_stream_closed_twice_is_settled_once():
+    """The second close changes nothing; the inner stream hears both, as without us."""
+    pacer, inner = Pacer(), Inner(stream_of(*TEXT))
+    response = BudgetTransport(inner, pacer=pacer).handle_request(httpx.Request("POST", CLAUDE, json=asked(False)))
+    next(iter(response.stream))
+    response.stream.close()
+    once = books(pacer)
+    response.stream.close()
+    assert books(pacer) == once
+    assert once[2:] == (0, 0)
+    assert inner.bodies[0].closed == 2
+
+
+def test_an_answer_that_nobody_reads_or_closes_is_settled_when_collected():
+    """No hold stays for ever, and the mistake is shown."""
+    pacer = Pacer()
+    transport = BudgetTransport(Inner(stream_of(*TEXT)), pacer=pacer)
+    response = transport.handle_request(httpx.Request("POST", CLAUDE, json=asked(False)))
+    assert books(pacer)[3] == 1
+    with pytest.warns(ResourceWarning, match="dropped without being read or closed"):
+        del response
+        gc.collect()
+    assert books(pacer)[2:] == (0, 0)
+    assert books(pacer)[1] > 400
+
+
+def test_a_reader_dropped_after_one_chunk_is_settled():
+    """A generator that is let go settles by being closed, without a warning."""
+    pacer = Pacer()
+    transport = BudgetTransport(Inner(stream_of(*TEXT)), pacer=pacer)
+    response = transport.handle_request(httpx.Request("POST", CLAUDE, json=asked(False)))
+    reader = response.iter_raw()
+    next(reader)
+    del reader
+    gc.collect()
+    assert books(pacer)[2:] == (0, 0)
+
+
+def test_a_cancelled_reader_is_settled(caller):
+    """A task that is cancelled between two chunks leaves nothing held, though nothing more may be awaited."""
+    pacer = Pacer()
+
+    async def chunks() -> None:
+        stuck = asyncio.Event()
+        inner = Inner(stream_of(TEXT[1]))
+        read = asyncio.Event()
+
+        class Hanging(caller.library.AsyncByteStream):
+            async def __aiter__(self):
+                yield TEXT[1]
+                read.set()
+                await stuck.wait()
+
+        async def answer(request):
+            return caller.library.Response(200, headers=SSE, stream=Hanging())
+
+        inner.handle_async_request = answer  # type: ignore[method-assign]
+
+        async def task() -> None:
+            async with caller.library.AsyncClient(transport=BudgetTransport(inner, pacer=pacer)) as client:
+                await client.post("http://a.test" + CHAT, json=asked(False))
+
+        running = asyncio.create_task(task())
+        await read.wait()
+        assert books(pacer)[3] == 1
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    if caller.awaits:
+        asyncio.run(chunks())
+        assert books(pacer)[2:] == (0, 0)
+        assert books(pacer)[1] > 400

@@ -1,0 +1,350 @@
+"""Wire formats: which request is a model call, what it says of itself, and which usage is believed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pacer.usage import Usage
+from transports.wire import Tally, Wire, anthropic, generic, openai_chat, recognise
+from transports.wire.format import LARGEST_CAP
+
+JSON = "application/json"
+CHAT, CLAUDE, OTHER = openai_chat.WIRE, anthropic.WIRE, generic.WIRE
+WIRES = [CHAT, CLAUDE, OTHER]
+HOSTILE = [
+    b"",
+    b"not json",
+    b"[]",
+    b'"text"',
+    b"17",
+    b"null",
+    b"{",
+    b"\xff\xfe{}",
+    b"[" * 100_000,
+    b'{"messages":' * 100_000,
+    b'{"max_tokens": ' + b"9" * 5_000 + b"}",
+    b'{"model": "m", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    b'{"model": NaN}',
+]
+
+
+def named(wire: Any) -> str:
+    return wire.provider if isinstance(wire, Wire) else repr(wire)[:30]
+
+
+def body(**members: object) -> bytes:
+    return json.dumps(members).encode()
+
+
+# ---------------------------------------------------------------- which request is a model call
+
+
+@pytest.mark.parametrize(
+    ("path", "wire"),
+    [
+        ("/v1/chat/completions", CHAT),
+        ("/chat/completions", CHAT),
+        ("/openai/v1/chat/completions", CHAT),
+        ("/api/v1/chat/completions", CHAT),
+        ("/openai/deployments/my-gpt/chat/completions", CHAT),
+        ("/v1/messages", CLAUDE),
+        ("/gateway/anthropic/v1/messages", CLAUDE),
+        ("/v1/responses", OTHER),
+        ("/v1/completions", OTHER),
+        ("/v1/embeddings", OTHER),
+        ("/api/generate", OTHER),
+        ("/api/chat", OTHER),
+        ("/v2/chat", OTHER),
+        ("/v1beta/models/gemini-2.0-flash:generateContent", OTHER),
+        ("/v1beta/models/gemini-2.0-flash:streamGenerateContent", OTHER),
+        ("/v1/projects/p/locations/l/publishers/anthropic/models/c:streamRawPredict", OTHER),
+        ("/model/anthropic.claude/invoke", OTHER),
+        ("/model/amazon.nova/converse-stream", OTHER),
+    ],
+)
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_model_call_is_known_by_method_and_path(path, wire, readable):
+    """On any host, behind any prefix, and with a body that cannot be read."""
+    assert recognise("POST", path, b"{}" if readable else None, JSON) is wire
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "DELETE", "PUT"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/models"])
+def test_only_posts_are_model_calls(method, path):
+    """Listing, reading back and deleting cost no tokens."""
+    assert recognise(method, path, b"", "") is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/messages/count_tokens",
+        "/v1beta/models/gemini-2.0-flash:countTokens",
+        "/tokenize",
+        "/v1/moderations",
+        "/v1/files",
+        "/v1/batches",
+        "/v1/messages/batches",
+    ],
+)
+def test_counting_is_not_charged(path):
+    """Although its body looks like a model call."""
+    assert recognise("POST", path, body(model="m", messages=[], input="x"), JSON) is None
+
+
+@pytest.mark.parametrize("speech", ["messages", "prompt", "input", "contents"])
+def test_an_unknown_path_that_names_a_model_and_speaks_to_it_is_a_model_call(speech):
+    """Never free: a new endpoint is charged by estimate."""
+    assert recognise("POST", "/brand/new", body(model="m", **{speech: "x"}), "application/json; charset=utf-8") is OTHER
+
+
+@pytest.mark.parametrize(
+    ("text", "content_type"),
+    [
+        (body(model="m"), JSON),
+        (body(messages=[]), JSON),
+        (body(model=3, messages=[]), JSON),
+        (body(model="m", messages=None), JSON),
+        (body(model="m", messages=[]), "text/plain"),
+        (body(note='"model" and "messages"'), JSON),
+        (None, JSON),
+        *((text, JSON) for text in HOSTILE),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_any_other_post_passes(text, content_type):
+    """A model without speech, speech without a model, no JSON, or nothing readable is somebody else's call."""
+    assert recognise("POST", "/brand/new", text, content_type) is None
+
+
+# ---------------------------------------------------------------- what a request says of itself
+
+
+@pytest.mark.parametrize(
+    ("wire", "said", "cap"),
+    [
+        (CHAT, {"max_tokens": 7}, 7),
+        (CHAT, {"max_completion_tokens": 8}, 8),
+        (CHAT, {"max_completion_tokens": 8, "max_tokens": 7}, 8),
+        (CHAT, {"max_completion_tokens": None, "max_tokens": 7}, 7),
+        (CLAUDE, {"max_tokens": 9}, 9),
+        (OTHER, {"max_output_tokens": 10}, 10),
+        (OTHER, {"max_tokens": 11}, 11),
+        (CHAT, {}, None),
+        (CHAT, {"max_tokens": "7"}, None),
+        (CHAT, {"max_tokens": 0}, None),
+        (CHAT, {"max_tokens": -7}, None),
+        (CHAT, {"max_tokens": True}, None),
+        (CHAT, {"max_tokens": [7]}, None),
+        (CHAT, {"max_tokens": 7.5}, None),
+        (CHAT, {"max_tokens": 7.0}, 7),
+        (CHAT, {"max_tokens": 10**9}, LARGEST_CAP),
+        (CLAUDE, {"max_tokens": 10**30}, None),
+    ],
+    ids=named,
+)
+def test_the_declared_output_cap_is_read(wire, said, cap):
+    """Each family by its own name; nonsense counts as not declared, an absurd one as the largest."""
+    assert wire.read_request(body(model="m", **said), True).output_cap == cap
+
+
+@pytest.mark.parametrize(
+    ("n", "choices"), [(1, 1), (8, 8), (0, 1), (None, 1), ("8", 1), (-1, 1), (10**9, 1_024), (True, 1)]
+)
+@pytest.mark.parametrize("wire", [CHAT, OTHER], ids=named)
+def test_the_number_of_choices_is_read(wire, n, choices):
+    """Eight answers cost eight times the output; nonsense counts as one."""
+    assert wire.read_request(body(model="m", n=n), True).choices == choices
+
+
+@pytest.mark.parametrize("wire", WIRES, ids=named)
+@pytest.mark.parametrize("model", [None, "", 3, ["m"], {"m": 1}])
+def test_a_model_without_a_name_is_unknown(wire, model):
+    """It is charged all the same."""
+    assert wire.read_request(body(model=model), True).model == "unknown"
+
+
+@pytest.mark.parametrize("wire", WIRES, ids=named)
+def test_a_long_model_name_is_cut(wire):
+    """It ends up in spans and in memory."""
+    assert wire.read_request(body(model="m" * 10_000), True).model == "m" * 128
+
+
+@pytest.mark.parametrize("wire", WIRES, ids=named)
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:20]))
+def test_a_hostile_request_says_nothing(wire, text):
+    """No crash, no cap believed, no rewriting that the provider would understand otherwise."""
+    call = wire.read_request(text, True)
+    assert (call.output_cap, call.choices, call.body_asking_usage) == (None, 1, None)
+
+
+def test_usage_is_asked_for_in_a_stream():
+    """The other members keep their bytes, also numbers and escapes that a decoder would change."""
+    text = rb'{"model":"m","stream":true,"seed":12345678901234567890123,"t":1.10,"x":"\u00e9"}'
+    asking = CHAT.read_request(text, True).body_asking_usage
+    assert asking is not None
+    assert json.loads(asking) == {**json.loads(text), "stream_options": {"include_usage": True}}
+    assert asking.startswith(text[:-1])
+
+
+@pytest.mark.parametrize("options", [{"include_usage": False, "x": 1}, {}, None, "junk"])
+def test_other_stream_options_are_kept(options):
+    """``include_usage`` is added to what the caller chose."""
+    asking = CHAT.read_request(body(model="m", stream=True, stream_options=options), True).body_asking_usage
+    kept = options if isinstance(options, dict) else {}
+    assert asking is not None
+    assert json.loads(asking)["stream_options"] == {**kept, "include_usage": True}
+
+
+@pytest.mark.parametrize(
+    ("said", "ask"),
+    [
+        ({"stream": True, "stream_options": {"include_usage": True}}, True),
+        ({"stream": False}, True),
+        ({}, True),
+        ({"stream": "true"}, True),
+        ({"stream": True}, False),
+    ],
+)
+def test_usage_is_not_asked_for_where_it_comes_anyway_or_may_not_be(said, ask):
+    """Asked already, not a stream, or switched off: the body stays."""
+    assert CHAT.read_request(body(model="m", **said), ask).body_asking_usage is None
+
+
+# ---------------------------------------------------------------- which usage is believed
+
+
+@pytest.mark.parametrize(
+    ("wire", "said", "usage"),
+    [
+        (CHAT, {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 30}, Usage(20, 10)),
+        (CHAT, {"prompt_tokens": 20.0, "completion_tokens": 10.0}, Usage(20, 10)),
+        (CHAT, {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 90}, Usage(20, 10, total=90)),  # xAI
+        (CHAT, {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 3}, Usage(20, 10)),
+        (
+            CHAT,
+            {"prompt_tokens": 20, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 15}},
+            Usage(20, 10, cached=15),
+        ),
+        (
+            CHAT,
+            {"prompt_tokens": 20, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 99}},
+            Usage(20, 10, cached=20),
+        ),
+        (
+            CHAT,
+            {"prompt_tokens": 20, "completion_tokens": 10, "completion_tokens_details": {"reasoning_tokens": 6}},
+            Usage(20, 10, reasoning=6),
+        ),
+        (CHAT, {"prompt_tokens": 20, "completion_tokens": 10, "prompt_tokens_details": "junk"}, Usage(20, 10)),
+        (CLAUDE, {"input_tokens": 20, "output_tokens": 10}, Usage(20, 10)),
+        (
+            CLAUDE,
+            {
+                "input_tokens": 20,
+                "output_tokens": 10,
+                "cache_read_input_tokens": 300,
+                "cache_creation_input_tokens": 4_000,
+            },
+            Usage(4_320, 10, cached=300),
+        ),
+        (CLAUDE, {"input_tokens": 20, "output_tokens": 10, "cache_read_input_tokens": None}, Usage(20, 10)),
+        (OTHER, {"prompt_tokens": 20, "total_tokens": 20}, Usage(20)),  # embeddings
+        (OTHER, {"input_tokens": 20, "output_tokens": 10, "total_tokens": 30}, Usage(20, 10)),  # Responses
+        # BUG transports/wire/generic.py:79: of the Responses' way of spelling, the total is not read.
+        (OTHER, {"input_tokens": 20, "output_tokens": 10, "total_tokens": 90}, Usage(20, 10, total=90)),
+    ],
+    ids=named,
+)
+def test_the_larger_of_total_and_parts_is_charged(wire, said, usage):
+    """Cached input is inside for OpenAI, beside for Anthropic; a total larger than its parts counts."""
+    assert wire.usage(said) == usage
+
+
+NONSENSE = [None, -1, "30", 30.5, float("nan"), float("inf"), 10**30, True, [], {}, [30], {"a": 1}]
+
+
+@pytest.mark.parametrize("value", NONSENSE, ids=repr)
+@pytest.mark.parametrize(
+    ("wire", "member"),
+    [
+        (CHAT, "prompt_tokens"),
+        (CHAT, "completion_tokens"),
+        (CHAT, "total_tokens"),
+        (CLAUDE, "input_tokens"),
+        (CLAUDE, "output_tokens"),
+        (OTHER, "prompt_tokens"),
+        (OTHER, "output_tokens"),
+    ],
+    ids=named,
+)
+def test_a_usage_with_one_wrong_number_is_missing(wire, member, value):
+    """It is never 0 and never a guess: the call goes to unknown."""
+    whole = {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 30}
+    if member in ("input_tokens", "output_tokens"):
+        whole = {"input_tokens": 20, "output_tokens": 10}
+    assert wire.usage(whole) is not None
+    assert wire.usage({**whole, member: value}) is None
+
+
+@pytest.mark.parametrize(
+    ("wire", "said"),
+    [
+        (CHAT, {}),
+        (CHAT, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}),
+        (CHAT, {"completion_tokens": 10}),
+        # BUG transports/wire/openai_chat.py:98: a chat answer whose output is not told is booked as if it had none.
+        (CHAT, {"prompt_tokens": 20}),
+        (CLAUDE, {}),
+        (CLAUDE, {"input_tokens": 0, "output_tokens": 0}),
+        (CLAUDE, {"input_tokens": 20}),
+        (CLAUDE, {"output_tokens": 10}),
+        (OTHER, {"tokens": 30}),
+    ],
+    ids=named,
+)
+def test_a_usage_that_says_nothing_is_missing(wire, said):
+    """A part that is absent is not known, which is not the same as none."""
+    assert wire.usage(said) is None
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just({"cached_tokens": -1})
+NAMES = st.sampled_from(
+    ["prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "output_tokens", "cache_read_input_tokens",
+     "prompt_tokens_details", "completion_tokens_details"]
+)  # fmt: skip
+
+
+@given(st.sampled_from(WIRES), st.dictionaries(NAMES, VALUES))
+def test_no_usage_crashes_or_is_free(wire, said):
+    """Whatever a provider reports, it is a positive number of tokens or it is missing."""
+    usage = wire.usage(said)
+    assert usage is None or (type(usage.total) is int and usage.total > 0 and usage.total >= usage.input + usage.output)
+
+
+@pytest.mark.parametrize("wire", WIRES, ids=named)
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:20]))
+def test_a_hostile_answer_has_no_usage(wire, text):
+    """Neither as a whole answer nor as an event of a stream."""
+    assert wire.read_answer(text) is None
+    tally = Tally()
+    assert wire.read_event(text, tally) is False
+    assert not (tally.usage and tally.final)
+
+
+@pytest.mark.parametrize("wire", WIRES, ids=named)
+@pytest.mark.parametrize("usage", [None, [], "30", 30, True])
+def test_a_usage_that_is_no_object_is_missing(wire, usage):
+    """In a whole answer."""
+    assert wire.read_answer(body(usage=usage)) is None
+
+
+@pytest.mark.parametrize("wire", WIRES, ids=named)
+def test_of_two_usages_in_one_answer_the_last_counts(wire):
+    """As any JSON reader has it."""
+    assert wire.read_answer(b'{"usage": {"a": 1}, "usage": {"a": 2}}') == {"a": 2}
