@@ -133,8 +133,10 @@ class Meter:
             self.pacer.settle(self.place, usage, "provider")
             self.pacer.estimator.learn(self.place.call.model, self.units, usage)
             return
-        seen = Usage(self.place.call.input, self._tally.seen_output)
-        self.pacer.settle(self.place, usage or seen, "estimate" if whole else "partial")
+        seen = usage or Usage(self.place.call.input)
+        # Usage in the middle of a stream may lag behind its text: the larger of both was produced.
+        seen = Usage(seen.input, max(seen.output, self._tally.seen_output), seen.cached)
+        self.pacer.settle(self.place, seen, "estimate" if whole else "partial")
 
 
 class _MeteredStream:
