@@ -98,6 +98,6 @@ class Estimator:
         with self._learning:
             known = self._models.setdefault(model, _Model())
             self._models.move_to_end(model)
-            known.learn(usage.input / units, usage.output)
+            known.learn(usage.input / max(units, 1.0), usage.output)
             if len(self._models) > MODELS_REMEMBERED:
                 self._models.popitem(last=False)

@@ -31,7 +31,7 @@ def test_the_settings_table_is_complete_and_its_defaults_are_right():
 @pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
 def test_every_example_parses_and_its_imports_exist(example: str):
     tree = ast.parse(example)
-    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     exec(compile(ast.Module(imports, []), "README", "exec"), {})
 
 

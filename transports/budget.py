@@ -376,5 +376,5 @@ def _rewritten(request: Request, body: bytes) -> Request:
 
 def _units_by_size(content_length: str | None) -> float:
     if content_length is not None and content_length.isdecimal() and len(content_length) < 16:
-        return int(content_length) / 4
+        return max(1.0, int(content_length) / 4)
     return UNREADABLE_BODY_UNITS

@@ -91,7 +91,7 @@ class Meter:
         passed = self._read(self._events.feed(text))
         if not self._hides_usage:
             return chunk
-        if self._events.overflowed:
+        if self._events.overflowed or self._blind:  # from here on nothing is held back
             self._hides_usage = False
             passed += self._events.take_rest()
         return passed
@@ -100,10 +100,19 @@ class Meter:
         """Read events into the tally; returns the bytes of those the caller may see."""
         passed = []
         for event in events:
-            only_usage = bool(event.data) and self.wire.read_event(event.data, self._tally)
-            if not (only_usage and self._hides_usage):
+            if not (self._read_event(event) and self._hides_usage):
                 passed.append(event.raw)
         return b"".join(passed)
+
+    def _read_event(self, event: Event) -> bool:
+        """Whether the event carries nothing but usage."""
+        if self._blind or not event.data:
+            return False
+        try:
+            return self.wire.read_event(event.data, self._tally)
+        except Exception as error:  # metering never breaks the caller's answer
+            self._give_up(error)
+            return False
 
     def _finish(self) -> bytes:
         if self._blind:
@@ -126,9 +135,7 @@ class Meter:
         if self.ended:
             return
         self.ended = True
-        usage = self.wire.usage(self._tally.usage) if self._tally.usage else None
-        if usage is not None and usage.total > UNBELIEVABLE_FACTOR * self.place.call.worst:
-            usage = None
+        usage = self._reported()
         if usage is not None and self._tally.final:
             self.pacer.settle(self.place, usage, "provider")
             self.pacer.estimator.learn(self.place.call.model, self.units, usage)
@@ -137,6 +144,16 @@ class Meter:
         # Usage in the middle of a stream may lag behind its text: the larger of both was produced.
         seen = Usage(seen.input, max(seen.output, self._tally.seen_output), seen.cached)
         self.pacer.settle(self.place, seen, "estimate" if whole else "partial")
+
+    def _reported(self) -> Usage | None:
+        """The usage reported so far, if it can be believed."""
+        try:
+            usage = self.wire.usage(self._tally.usage) if self._tally.usage else None
+        except Exception as error:  # metering never breaks the caller's answer
+            self._give_up(error)
+            return None
+        limit = UNBELIEVABLE_FACTOR * self.place.call.worst
+        return usage if usage is not None and usage.total <= limit else None
 
 
 class _MeteredStream:
@@ -204,4 +221,10 @@ def _inflater(content_encoding: str) -> Callable[[bytes], bytes] | None:
     if content_encoding not in ("gzip", "deflate"):
         return None
     decoder = zlib.decompressobj(wbits=47)  # gzip or zlib, by the header
-    return lambda chunk: decoder.decompress(decoder.unconsumed_tail + chunk, LARGEST_BODY_BYTES)
+
+    def inflate(chunk: bytes) -> bytes:
+        if decoder.eof:  # the decoder would keep all that follows its end
+            return b""
+        return decoder.decompress(decoder.unconsumed_tail + chunk, LARGEST_BODY_BYTES)
+
+    return inflate

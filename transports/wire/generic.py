@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -76,8 +77,10 @@ def _read_event(data: bytes, tally: f.Tally) -> bool:
 
 
 def _usage(said: dict[str, object]) -> Usage | None:
-    wire = openai_chat.WIRE if "prompt_tokens" in said else anthropic.WIRE
-    return wire.usage(said)
+    if "prompt_tokens" in said:
+        return openai_chat.WIRE.usage(said)
+    usage, total = anthropic.WIRE.usage(said), f.tokens(said.get("total_tokens", 0))
+    return None if usage is None or total is None else replace(usage, total=max(usage.total, total))
 
 
 WIRE = f.Wire("unknown", "", _read_request, _carried, _read_event, _usage)

@@ -95,8 +95,10 @@ def _texts(delta: dict[str, object]) -> list[object]:
 
 
 def _usage(said: dict[str, object]) -> Usage | None:
-    prompt, completion = f.tokens(said.get("prompt_tokens")), f.tokens(said.get("completion_tokens", 0))
     total = f.tokens(said.get("total_tokens", 0))
+    # Only a total can stand in for an output that is not told, as it does for embeddings.
+    completion = f.tokens(said.get("completion_tokens", 0 if total else None))
+    prompt = f.tokens(said.get("prompt_tokens"))
     if prompt is None or completion is None or total is None or prompt + completion + total == 0:
         return None
     cached = min(prompt, f.nested(said, "prompt_tokens_details", "cached_tokens"))

@@ -1,0 +1,27 @@
+"""Runs the measurements and prints their tables."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.metadata
+import os
+import platform
+
+from benchmarks import overhead, waiters
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("which", nargs="?", choices=["overhead", "waiters"], help="one of them only")
+    parser.add_argument("--waiters", type=int, default=10_000)
+    args = parser.parse_args()
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("httpx", "msgspec", "aiolimiter"))
+    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {versions}\n")
+    if args.which != "waiters":
+        asyncio.run(overhead.measure())
+    if args.which != "overhead":
+        asyncio.run(waiters.measure(args.waiters))
+
+
+main()

@@ -1,0 +1,336 @@
+"""The meter of ``transports.stream`` on whole bodies: compressed, huge, hostile, and when it is wrong itself."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tracemalloc
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+import transports.budget
+from pacer import Pacer
+from tests.servers import CHAT, Answer, Caller, Inner, Server, answer_json, ask, books, chunked, whole
+from transports import BudgetTransport
+from transports.wire import Tally, openai_chat
+
+JSON = {"content-type": "application/json"}
+SSE = {"content-type": "text/event-stream"}
+MB = 1_000_000
+
+
+def metered(
+    chunks: Iterable[bytes], headers: dict[str, str] = JSON, *, take_all: bool = True
+) -> tuple[Pacer, Any, Any]:
+    """One answer through a transport of its own pacer: the pacer, the receipt and the raw bytes (or their number)."""
+    pacer = Pacer()
+    transport = BudgetTransport(Inner(Answer(chunks, headers)), pacer=pacer)
+    with (
+        httpx.Client(transport=transport) as client,
+        client.stream("POST", "http://a.test" + CHAT, json=ask()) as response,
+    ):
+        got: Any = b"".join(response.iter_raw()) if take_all else sum(len(chunk) for chunk in response.iter_raw())
+    return pacer, response.extensions["pacer"], got
+
+
+def assert_unknown(pacer: Pacer, receipt: Any) -> None:
+    """The call is charged by estimate: never as nothing, and up to the whole hold."""
+    assert receipt.source == "estimate"
+    spent, unknown, held, in_flight = books(pacer)
+    assert spent > 0
+    assert unknown > 0
+    assert spent + unknown == receipt.reserved
+    assert (held, in_flight) == (0, 0)
+
+
+def compressed(text: bytes, encoding: str) -> bytes:
+    return gzip.compress(text) if encoding == "gzip" else zlib.compress(text)
+
+
+# ---------------------------------------------------------------- compressed bodies
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "GZIP", "identity"])
+def test_a_compressed_answer_is_metered_exactly_and_passes_untouched(caller: Caller, encoding: str):
+    """Over a real connection, in chunks of three bytes; the caller's library decodes it as ever."""
+    text = answer_json()
+    packed = text if encoding == "identity" else compressed(text, encoding.lower())
+    drops = (packed[i : i + 3] for i in range(0, len(packed), 3))
+    headers = [f"content-encoding: {encoding}", "content-type: application/json"]
+    pacer = Pacer()
+    with Server(chunked(drops, *headers)) as server:
+        transport = BudgetTransport(pacer=pacer)
+        _, chunks = caller.stream(transport, url=server.url + CHAT, json=ask())
+        assert b"".join(chunks) == packed
+        assert books(pacer) == (30, 0, 0, 0)
+        assert caller.send(transport, url=server.url + CHAT, json=ask()).content == text
+        assert books(pacer) == (60, 0, 0, 0)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_compressed_stream_passes_whole(encoding):
+    """Compressed although it was not asked for: exact usage, and the usage event cannot be cut out."""
+    packer = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
+    usage = {"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": 10}}
+    events = [b"data: %s\n\n" % json.dumps(one).encode() for one in ({"choices": [{"delta": {}}]}, usage)]
+    chunks = [packer.compress(one) + packer.flush(zlib.Z_SYNC_FLUSH) for one in (*events, b"data: [DONE]\n\n")]
+    pacer = Pacer()
+    inner = Inner(Answer([*chunks, packer.flush()], {**SSE, "content-encoding": encoding}))
+    with httpx.Client(transport=BudgetTransport(inner, pacer=pacer)) as client:
+        got = client.post("http://a.test" + CHAT, json=ask(stream=True)).content
+    assert got == b"".join([*events, b"data: [DONE]\n\n"])
+    assert books(pacer) == (30, 0, 0, 0)
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, br", "x-unheard-of"])
+def test_an_encoding_that_is_not_read_makes_the_call_unknown(encoding):
+    """Its bytes pass."""
+    pacer, receipt, got = metered([b"\x01\x02", b"\x03"], {**JSON, "content-encoding": encoding})
+    assert got == b"\x01\x02\x03"
+    assert_unknown(pacer, receipt)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [answer_json(), gzip.compress(answer_json())[:-20], gzip.compress(answer_json())[:40] + b"junk" * 9, b""],
+    ids=["not compressed at all", "cut", "broken in the middle", "empty"],
+)
+def test_a_broken_compression_makes_the_call_unknown(body):
+    """It is the caller's library that has to complain about it."""
+    pacer, receipt, got = metered([body[:50], body[50:]], {**JSON, "content-encoding": "gzip"})
+    assert got == body
+    assert_unknown(pacer, receipt)
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/event-stream"])
+@pytest.mark.parametrize("size", [1_024, 10 * MB], ids=["in small chunks", "in one chunk"])
+def test_a_compression_bomb_does_not_go_off(content_type, size):
+    """200 KB that inflate to 200 MB are inflated to the bound and no further."""
+    packer = zlib.compressobj(wbits=31)
+    bomb = b"".join(packer.compress(b" " * MB) for _ in range(200)) + packer.flush()
+    chunks = [bomb[i : i + size] for i in range(0, len(bomb), size)]
+    tracemalloc.start()
+    try:
+        pacer, receipt, got = metered(chunks, {"content-type": content_type, "content-encoding": "gzip"})
+        assert tracemalloc.get_traced_memory()[1] < 48 * MB
+    finally:
+        tracemalloc.stop()
+    assert got == bomb
+    assert_unknown(pacer, receipt)
+
+
+def test_what_follows_the_end_of_a_compressed_body_is_not_kept():
+    """100 MB of junk behind a small gzip member cost no memory."""
+
+    def chunks() -> Iterator[bytes]:
+        yield gzip.compress(answer_json())
+        for _ in range(1_000):
+            yield bytes(100_000)
+
+    tracemalloc.start()
+    try:
+        # BUG transports/stream.py:205: zlib keeps all of it in ``decoder.unused_data``.
+        metered(chunks(), {**JSON, "content-encoding": "gzip"}, take_all=False)
+        assert tracemalloc.get_traced_memory()[1] < 48 * MB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/event-stream"])
+def test_a_huge_body_is_not_kept(content_type):
+    """100 MB pass, at most the bound is kept, and the call is unknown."""
+
+    def chunks() -> Iterator[bytes]:
+        yield b'data: {"content": "'
+        for _ in range(1_000):
+            yield b"x" * 100_000
+        yield b'"}\n\n'
+
+    tracemalloc.start()
+    try:
+        pacer, receipt, size = metered(chunks(), {"content-type": content_type}, take_all=False)
+        assert tracemalloc.get_traced_memory()[1] < 48 * MB
+    finally:
+        tracemalloc.stop()
+    assert size == 100 * MB + 23
+    assert_unknown(pacer, receipt)
+
+
+# ---------------------------------------------------------------- answers that cannot be believed
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"{", "application/json"),
+        (b"", "application/json"),
+        (b"[1, 2]", "application/json"),
+        (b'"usage"', "application/json"),
+        (b"[" * 100_000, "application/json"),
+        (b'{"a":' * 100_000, "application/json"),
+        (b'{"usage": {"prompt_tokens": ' + b"9" * 5_000 + b"}}", "application/json"),
+        (b'{"usage": {"prompt_tokens": NaN, "completion_tokens": 10}}', "application/json"),
+        (b'{"usage": \xff\xfe}', "application/json"),
+        (b"<html>busy</html>", "text/html"),
+        (b"", ""),
+        (b"data: {", "text/event-stream"),
+        (b"data: [DONE]\n\n", "text/event-stream"),
+        (b": ping\n\n" * 9, "text/event-stream"),
+        (b'data: {"error": {"message": "overloaded"}}\n\n', "text/event-stream"),
+    ],
+    ids=lambda value: repr(value[:24]),
+)
+def test_an_answer_without_usage_is_unknown(caller, body, content_type):
+    """It was answered with 200, so it may have been billed: never 0."""
+    pacer = Pacer()
+    with Server(whole(body, f"content-type: {content_type}")) as server:
+        response = caller.send(BudgetTransport(pacer=pacer), url=server.url + CHAT, json=ask())
+    assert response.content == body
+    assert_unknown(pacer, response.extensions["pacer"])
+
+
+NONSENSE = [-1, "30", 30.5, 10**30, True, None, [30], {}]
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [*({"prompt_tokens": 20, "completion_tokens": value} for value in NONSENSE), {}, [], "30", 30, False]
+    + [
+        {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        {"prompt_tokens": 10**6, "completion_tokens": 9},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_usage_that_cannot_be_believed_is_unknown(usage, streamed):
+    """Never 0, never a crash; more than twenty times the worst case counts as nonsense too."""
+    text = answer_json(usage)
+    body = b'data: {"choices": [], "usage": %s}\n\n' % json.dumps(usage).encode() if streamed else text
+    pacer, receipt, _ = metered([body], SSE if streamed else JSON)
+    assert_unknown(pacer, receipt)
+
+
+def test_a_whole_float_is_a_number_of_tokens():
+    """Cohere reports floats."""
+    pacer, _, _ = metered([answer_json({"prompt_tokens": 20.0, "completion_tokens": 10.0})])
+    assert books(pacer) == (30, 0, 0, 0)
+
+
+def test_more_than_the_worst_case_is_booked_in_full():
+    """Never clamped: overspend would become invisible."""
+    pacer, receipt, _ = metered([answer_json({"prompt_tokens": 20, "completion_tokens": 5_000})])
+    assert receipt.reserved < 5_020
+    assert books(pacer) == (5_020, 0, 0, 0)
+
+
+def test_an_answer_that_was_read_below_is_metered_from_memory(caller):
+    """No byte of it will ever pass; caches and mocks answer so."""
+    pacer = Pacer()
+
+    class Cache(Inner):
+        def handle_request(self, request):
+            return caller.library.Response(200, content=answer_json(), headers=JSON)
+
+    response = caller.send(BudgetTransport(Cache(), pacer=pacer), json=ask())
+    assert response.content == answer_json()
+    assert response.extensions["pacer"].charged == 30
+    assert books(pacer) == (30, 0, 0, 0)
+
+
+# ---------------------------------------------------------------- a meter that is wrong itself
+
+
+def broken(*_: object) -> Any:
+    raise ZeroDivisionError("a bug")
+
+
+def with_bug(monkeypatch: pytest.MonkeyPatch, **members: Any) -> None:
+    monkeypatch.setattr(transports.budget, "recognise", lambda *_: replace(openai_chat.WIRE, **members))
+
+
+HELLO = b'data: {"choices": [{"delta": {"content": "hello"}}]}\n\n'
+
+
+@pytest.mark.parametrize("cuts", [[], [10], [10, 70], [60]], ids=repr)
+@pytest.mark.parametrize("usage_asked", [True, False])
+@pytest.mark.parametrize("take", [None, 2])
+def test_a_bug_in_reading_events_costs_no_byte(monkeypatch, caller, cuts, usage_asked, take):
+    """The call is unknown; the caller gets every byte once, also those that were held back."""
+    # BUG transports/stream.py:61-64: bytes held back from earlier chunks are lost, and when the stream then breaks,
+    # what is left in the reader is given out a second time.
+    with_bug(monkeypatch, read_event=broken)
+    text = HELLO * 3
+    parts: list[Any] = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    if take:
+        parts.append(caller.library.ReadError("gone"))
+    pacer = Pacer()
+    options = {"stream_options": {"include_usage": True}} if usage_asked else {}
+    transport = BudgetTransport(Inner(Answer(parts, SSE)), pacer=pacer)
+    got: list[bytes] = []
+
+    def read() -> None:
+        with caller.library.Client(transport=transport) as client:
+            with client.stream("POST", "http://a.test" + CHAT, json=ask(stream=True, **options)) as response:
+                for chunk in response.iter_raw():
+                    got.append(chunk)
+
+    async def read_async() -> None:
+        async with caller.library.AsyncClient(transport=transport) as client:
+            async with client.stream("POST", "http://a.test" + CHAT, json=ask(stream=True, **options)) as response:
+                async for chunk in response.aiter_raw():
+                    got.append(chunk)
+
+    if take:
+        with pytest.raises(caller.library.ReadError):
+            caller.run(read, read_async)
+    else:
+        caller.run(read, read_async)
+    assert b"".join(got) == text
+    assert books(pacer)[0] > 0
+    assert books(pacer)[1] > 400
+    assert books(pacer)[2:] == (0, 0)
+
+
+def test_a_bug_in_one_event_among_good_ones_costs_no_byte(monkeypatch):
+    """What was read before in the same chunk, and what follows, passes too."""
+    seen = 0
+
+    def second_breaks(data: bytes, tally: Tally) -> bool:
+        nonlocal seen
+        seen += 1
+        return broken() if seen == 2 else False
+
+    with_bug(monkeypatch, read_event=second_breaks)
+    pacer = Pacer()
+    chunks = [HELLO + HELLO[:20], HELLO[20:] + HELLO + HELLO[:9], HELLO[9:]]
+    with httpx.Client(transport=BudgetTransport(Inner(Answer(chunks, SSE)), pacer=pacer)) as client:
+        assert client.post("http://a.test" + CHAT, json=ask(stream=True)).content == HELLO * 4
+    assert books(pacer)[2:] == (0, 0)
+
+
+@pytest.mark.parametrize("member", ["read_answer", "usage"])
+def test_a_bug_in_reading_an_answer_breaks_nothing(monkeypatch, member):
+    """The caller gets the answer, the call is unknown."""
+    # BUG transports/stream.py:129: ``wire.usage`` is called outside of the guard.
+    with_bug(monkeypatch, **{member: broken})
+    pacer, receipt, got = metered([answer_json()])
+    assert got == answer_json()
+    assert_unknown(pacer, receipt)
+
+
+def test_a_lesson_that_cannot_be_learned_breaks_nothing():
+    """A body that is a stream and says it is empty has no units to learn from."""
+    # BUG pacer/estimate.py:99 (from transports/stream.py:134): division by zero units.
+    pacer, inner = Pacer(), Inner(Answer([answer_json()], JSON))
+    with httpx.Client(transport=BudgetTransport(inner, pacer=pacer)) as client:
+        response = client.post("http://a.test" + CHAT, content=iter([b""]), headers={"content-length": "0"})
+    assert response.content == answer_json()
+    assert books(pacer)[2:] == (0, 0)
