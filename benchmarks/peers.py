@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Callable
 
 import httpx
@@ -28,11 +27,7 @@ def missing() -> list[str]:
         for package, module in (("httpx-limiter", "httpx_limiter"), ("tokenwarden", "tokenwarden"))
         if not importlib.util.find_spec(module)
     ]
-    needs = "is called by hand around each call, not by a transport"
-    return [
-        *lines,
-        f"token-throttle: needs Python 3.12 (this is {sys.version_info[0]}.{sys.version_info[1]}), and {needs}",
-    ]
+    return [*lines, "token-throttle: needs Python 3.12, and is called by hand around each call instead of a transport"]
 
 
 def httpx_limiter(noop: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTransport:
@@ -49,5 +44,5 @@ def tokenwarden(noop: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTransport:
     from tokenwarden._async_transport import AsyncTokenWardenTransport
     from tokenwarden.budget._store import BudgetConfig, BudgetMode
 
-    budget = BudgetConfig(key="bench", limit=1e12, mode=BudgetMode.ENFORCE)
+    budget = BudgetConfig(key="bench", limit=1e12, window_seconds=86_400, mode=BudgetMode.ENFORCE)
     return AsyncTokenWardenTransport(noop, budgets=[budget])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import time
 import tracemalloc
 
@@ -54,7 +55,7 @@ async def drain(number: int) -> None:
     cpu, wall = time.process_time(), time.perf_counter()
     await asyncio.gather(*tasks)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    inversions = sum(later < earlier for earlier, later in zip(order, order[1:], strict=False))
+    inversions = sum(later < earlier for earlier, later in itertools.pairwise(order))
     print(f"  drained in {wall:.1f} s: {CountedSeat.wakes / number:.3f} wake-ups and {CountedSeat.alarms / number:.3f}")
     print(f"  alarms per admission, {cpu / number * 1e6:.0f} us CPU per call from its grant to its end;")
     print(f"  {inversions} calls out of the order of arrival")

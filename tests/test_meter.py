@@ -128,18 +128,18 @@ def test_a_compression_bomb_does_not_go_off(content_type, size):
 
 
 def test_what_follows_the_end_of_a_compressed_body_is_not_kept():
-    """100 MB of junk behind a small gzip member cost no memory."""
+    """30 MB of junk behind a small gzip member cost no memory, and no copying of it at each chunk."""
 
     def chunks() -> Iterator[bytes]:
         yield gzip.compress(answer_json())
-        for _ in range(1_000):
+        for _ in range(300):
             yield bytes(100_000)
 
     tracemalloc.start()
     try:
         # BUG transports/stream.py:205: zlib keeps all of it in ``decoder.unused_data``.
         metered(chunks(), {**JSON, "content-encoding": "gzip"}, take_all=False)
-        assert tracemalloc.get_traced_memory()[1] < 48 * MB
+        assert tracemalloc.get_traced_memory()[1] < 20 * MB
     finally:
         tracemalloc.stop()
 
@@ -261,15 +261,15 @@ HELLO = b'data: {"choices": [{"delta": {"content": "hello"}}]}\n\n'
 
 @pytest.mark.parametrize("cuts", [[], [10], [10, 70], [60]], ids=repr)
 @pytest.mark.parametrize("usage_asked", [True, False])
-@pytest.mark.parametrize("take", [None, 2])
-def test_a_bug_in_reading_events_costs_no_byte(monkeypatch, caller, cuts, usage_asked, take):
+@pytest.mark.parametrize("breaks", [False, True], ids=["whole", "broken"])
+def test_a_bug_in_reading_events_costs_no_byte(monkeypatch, caller, cuts, usage_asked, breaks):
     """The call is unknown; the caller gets every byte once, also those that were held back."""
     # BUG transports/stream.py:61-64: bytes held back from earlier chunks are lost, and when the stream then breaks,
     # what is left in the reader is given out a second time.
     with_bug(monkeypatch, read_event=broken)
     text = HELLO * 3
     parts: list[Any] = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    if take:
+    if breaks:
         parts.append(caller.library.ReadError("gone"))
     pacer = Pacer()
     options = {"stream_options": {"include_usage": True}} if usage_asked else {}
@@ -288,7 +288,7 @@ def test_a_bug_in_reading_events_costs_no_byte(monkeypatch, caller, cuts, usage_
                 async for chunk in response.aiter_raw():
                     got.append(chunk)
 
-    if take:
+    if breaks:
         with pytest.raises(caller.library.ReadError):
             caller.run(read, read_async)
     else:
