@@ -137,7 +137,6 @@ def test_what_follows_the_end_of_a_compressed_body_is_not_kept():
 
     tracemalloc.start()
     try:
-        # BUG transports/stream.py:205: zlib keeps all of it in ``decoder.unused_data``.
         metered(chunks(), {**JSON, "content-encoding": "gzip"}, take_all=False)
         assert tracemalloc.get_traced_memory()[1] < 20 * MB
     finally:
@@ -264,8 +263,6 @@ HELLO = b'data: {"choices": [{"delta": {"content": "hello"}}]}\n\n'
 @pytest.mark.parametrize("breaks", [False, True], ids=["whole", "broken"])
 def test_a_bug_in_reading_events_costs_no_byte(monkeypatch, caller, cuts, usage_asked, breaks):
     """The call is unknown; the caller gets every byte once, also those that were held back."""
-    # BUG transports/stream.py:61-64: bytes held back from earlier chunks are lost, and when the stream then breaks,
-    # what is left in the reader is given out a second time.
     with_bug(monkeypatch, read_event=broken)
     text = HELLO * 3
     parts: list[Any] = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
@@ -319,7 +316,6 @@ def test_a_bug_in_one_event_among_good_ones_costs_no_byte(monkeypatch):
 @pytest.mark.parametrize("member", ["read_answer", "usage"])
 def test_a_bug_in_reading_an_answer_breaks_nothing(monkeypatch, member):
     """The caller gets the answer, the call is unknown."""
-    # BUG transports/stream.py:129: ``wire.usage`` is called outside of the guard.
     with_bug(monkeypatch, **{member: broken})
     pacer, receipt, got = metered([answer_json()])
     assert got == answer_json()
@@ -328,7 +324,6 @@ def test_a_bug_in_reading_an_answer_breaks_nothing(monkeypatch, member):
 
 def test_a_lesson_that_cannot_be_learned_breaks_nothing():
     """A body that is a stream and says it is empty has no units to learn from."""
-    # BUG pacer/estimate.py:99 (from transports/stream.py:134): division by zero units.
     pacer, inner = Pacer(), Inner(Answer([answer_json()], JSON))
     with httpx.Client(transport=BudgetTransport(inner, pacer=pacer)) as client:
         response = client.post("http://a.test" + CHAT, content=iter([b""]), headers={"content-length": "0"})

@@ -76,7 +76,6 @@ def test_the_raw_bytes_of_all_events_are_the_stream(text, places):
 @given(STREAMS)
 def test_the_payloads_are_those_of_the_specification(text):
     """Another reader, written for clearness alone, finds the same payloads."""
-    # BUG transports/sse.py:72, as in test_a_lone_cr_ends_a_line_in_a_stream_of_lf_too
     assert [data for data in payloads(text) if data] == by_the_book(text)
 
 
@@ -112,7 +111,6 @@ def test_several_data_lines_are_one_payload():
 
 def test_a_lone_cr_ends_a_line_in_a_stream_of_lf_too():
     """Line ends may be mixed; what looks like one JSON line may be two."""
-    # BUG transports/sse.py:72: the short way for one-line events does not look for a CR.
     assert payloads(b'data: {"a": 1,\rdata: "b": 2}\n\n') == [b'{"a": 1,\n"b": 2}']
 
 
@@ -154,6 +152,8 @@ def test_an_endless_event_is_given_up():
     kept = len(reader.take_rest())
     assert LARGEST_EVENT_BYTES < kept <= LARGEST_EVENT_BYTES + len(piece)
     assert list(reader.feed(b"\n\ndata: 1\n\n")) == []
+    # BUG transports/sse.py:38 (new short way): it does not look at ``overflowed``.
+    assert list(reader.feed(b"data: 1\n\n")) == []
 
 
 def test_an_event_just_within_the_bound_is_read():

@@ -215,28 +215,30 @@ class BudgetTransport(_Transport):
 
     def _read_along(self, response: Response, exchange: _Exchange, place: Reservation) -> None:
         meter = Meter(self.pacer, place, exchange.wire, exchange.units, hides_usage=exchange.hides_usage)
-        content_type = response.headers.get("content-type", "")
+        # Each look-up in httpx's headers walks through all of them; this walks once.
+        headers = {name.lower(): value for name, value in response.headers.raw}
+        content_type = headers.get(b"content-type", b"")
         if response.is_stream_consumed:  # read already: no byte will pass the meter
-            meter.expect(content_type, "")
+            meter.expect(content_type, b"")
             meter.feed(response.content)
             meter.finish()
             return
-        meter.expect(content_type, response.headers.get("content-encoding", ""))
+        meter.expect(content_type, headers.get(b"content-encoding", b""))
         response.stream = metered(response.stream, meter, exchange.library)
 
     def _recognised(self, request: Request, library: ModuleType) -> _Exchange | None:
         """What the request is, if it is a model call."""
         body = body_of(request, library)
-        headers = request.headers
         path = request.url.raw_path.partition(b"?")[0].decode("ascii", "replace")
-        wire = recognise(request.method, path, body, headers.get("content-type", ""))
+        wire = recognise(request.method, path, body, request.headers)
         if wire is None:
             return None
         host = request.url.host
         asks_usage = self._settings.include_usage and host not in _REPORTS_USAGE_UNASKED
-        asks_usage = asks_usage and not headers.get("authorization", "").startswith("AWS4-")
         call = wire.read_request(body, asks_usage) if body else Call()
-        units = estimate.units(body) if body is not None else _units_by_size(headers.get("content-length"))
+        if call.body_asking_usage is not None and _is_signed(request):
+            call.body_asking_usage = None
+        units = estimate.units(body) if body is not None else _units_by_size(request.headers.get("content-length"))
         return _Exchange(
             request=request,
             outgoing=request if call.body_asking_usage is None else _rewritten(request, call.body_asking_usage),
@@ -372,6 +374,11 @@ def _rewritten(request: Request, body: bytes) -> Request:
     headers["accept-encoding"] = "identity"
     headers["content-length"] = str(len(body))
     return type(request)(request.method, request.url, headers=headers, content=body, extensions=request.extensions)
+
+
+def _is_signed(request: Request) -> bool:
+    """Whether a signature covers the body (SigV4), so that another body would be refused."""
+    return bool(request.headers.get("authorization", "").startswith("AWS4-"))
 
 
 def _units_by_size(content_length: str | None) -> float:

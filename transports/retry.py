@@ -50,6 +50,7 @@ def attempts(
         wait=_wait_seconds,
         retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
     )
+    retrying.begin()
     state = RetryCallState(retrying, None, (), {})
     while True:
         match retrying.iter(retry_state=state):

@@ -6,7 +6,7 @@ Line ends are LF, CRLF or CR; ``str.splitlines`` would also break at U+2028 insi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 _BOM = b"\xef\xbb\xbf"
@@ -33,8 +33,13 @@ class EventReader:
         self._has_cr = False
         self.overflowed = False
 
-    def feed(self, chunk: bytes) -> Iterator[Event]:
+    def feed(self, chunk: bytes) -> Iterable[Event]:
         """The events that ``chunk`` completes, one by one."""
+        if not self._pending and chunk.startswith(b"data: ") and _is_one_line(chunk):  # as most providers send them
+            return (Event(chunk, chunk[6:-2]),)
+        return self._split(chunk)
+
+    def _split(self, chunk: bytes) -> Iterator[Event]:
         if self.overflowed:
             return
         self._pending += chunk
@@ -69,7 +74,9 @@ class EventReader:
 
 
 def _event(raw: bytes) -> Event:
-    if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:
-        return Event(raw, raw[6:-2])
     lines = raw.removeprefix(_BOM).splitlines()  # of bytes: at LF, CR and CRLF only
     return Event(raw, b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")))
+
+
+def _is_one_line(chunk: bytes) -> bool:
+    return chunk.find(b"\n") == len(chunk) - 2 and chunk.endswith(b"\n\n") and b"\r" not in chunk

@@ -46,11 +46,11 @@ class Meter:
         self._inflate: Callable[[bytes], bytes] | None = None
         self._blind = False
 
-    def expect(self, content_type: str, content_encoding: str) -> None:
+    def expect(self, content_type: bytes, content_encoding: bytes) -> None:
         """What kind of body follows, from the answer's headers."""
-        if content_type.lower().startswith("text/event-stream"):
+        if content_type.lower().startswith(b"text/event-stream"):
             self._events = EventReader()
-        if content_encoding.lower() not in ("", "identity"):
+        if content_encoding.lower() not in (b"", b"identity"):
             self._hides_usage = False
             self._inflate = _inflater(content_encoding.lower())
             self._blind = self._inflate is None
@@ -88,21 +88,20 @@ class Meter:
             if self._blind:
                 self._body.clear()
             return chunk
-        passed = self._read(self._events.feed(text))
+        events = self._events.feed(text)
         if not self._hides_usage:
+            for event in events:
+                self._read_event(event)
             return chunk
+        passed = self._without_usage(events)
         if self._events.overflowed or self._blind:  # from here on nothing is held back
             self._hides_usage = False
             passed += self._events.take_rest()
         return passed
 
-    def _read(self, events: Iterable[Event]) -> bytes:
-        """Read events into the tally; returns the bytes of those the caller may see."""
-        passed = []
-        for event in events:
-            if not (self._read_event(event) and self._hides_usage):
-                passed.append(event.raw)
-        return b"".join(passed)
+    def _without_usage(self, events: Iterable[Event]) -> bytes:
+        """The bytes of the events but for those that carry nothing but usage; all of them are read."""
+        return b"".join([event.raw for event in events if not self._read_event(event)])
 
     def _read_event(self, event: Event) -> bool:
         """Whether the event carries nothing but usage."""
@@ -122,7 +121,7 @@ class Meter:
             self._tally.final = True
             self._body.clear()
             return b""
-        rest = self._read(self._events.finish())
+        rest = self._without_usage(self._events.finish())
         return rest if self._hides_usage else b""
 
     def _give_up(self, error: Exception) -> None:
@@ -216,9 +215,9 @@ def _stream_class(library: ModuleType) -> Any:
     return type("MeteredStream", bases, {})
 
 
-def _inflater(content_encoding: str) -> Callable[[bytes], bytes] | None:
+def _inflater(content_encoding: bytes) -> Callable[[bytes], bytes] | None:
     """A decoder that stops at the memory bound; ``None`` for an encoding that is not read."""
-    if content_encoding not in ("gzip", "deflate"):
+    if content_encoding not in (b"gzip", b"deflate"):
         return None
     decoder = zlib.decompressobj(wbits=47)  # gzip or zlib, by the header
 

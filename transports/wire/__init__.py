@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from transports.wire import anthropic, generic, openai_chat
 from transports.wire.format import Call, Tally, Wire
 
@@ -13,11 +15,11 @@ __all__ = ["Call", "Tally", "Wire", "recognise"]
 _FAMILIES: tuple[Wire, ...] = (openai_chat.WIRE, anthropic.WIRE)
 
 
-def recognise(method: str, path: str, body: bytes | None, content_type: str) -> Wire | None:
+def recognise(method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Wire | None:
     """The wire format of a request, ``None`` when it is no model call. ``body`` is ``None`` if it cannot be read."""
     if method != "POST":
         return None
     for wire in _FAMILIES:
         if path.endswith(wire.path_end):
             return wire
-    return generic.WIRE if generic.looks_like_a_model_call(path, body, content_type) else None
+    return generic.WIRE if generic.looks_like_a_model_call(path, body, headers) else None

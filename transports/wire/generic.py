@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -38,13 +39,13 @@ _request = msgspec.json.Decoder(_Request)
 _carrier = msgspec.json.Decoder(_Carrier)
 
 
-def looks_like_a_model_call(path: str, body: bytes | None, content_type: str) -> bool:
+def looks_like_a_model_call(path: str, body: bytes | None, headers: Mapping[str, str]) -> bool:
     """By its path, or because its JSON names a model and something to say to it."""
     if any(word in path for word in _COUNTING):
         return False
     if path.endswith(_ENDS + _VERBS):
         return True
-    if body is None or "json" not in content_type or b'"model"' not in body:
+    if body is None or b'"model"' not in body or "json" not in headers.get("content-type", ""):
         return False
     said = f.decoded(_request, body)
     speech = () if said is None else (said.messages, said.prompt, said.input, said.contents)

@@ -82,7 +82,8 @@ def _read_event(data: bytes, tally: f.Tally) -> bool:
     if said is None:
         return False
     if said.choices:
-        tally.seen_output += sum(isinstance(c.delta, dict) and any(_texts(c.delta)) for c in said.choices)
+        for choice in said.choices:
+            tally.seen_output += _says_something(choice.delta)
     if said.usage is not None:
         tally.usage = said.usage if isinstance(said.usage, dict) else {"invalid": True}
         tally.final = not said.choices or any(choice.finish_reason for choice in said.choices)
@@ -90,8 +91,12 @@ def _read_event(data: bytes, tally: f.Tally) -> bool:
     return False
 
 
-def _texts(delta: dict[str, object]) -> list[object]:
-    return [value for name, value in delta.items() if name != "role"]
+def _says_something(delta: object) -> bool:
+    if isinstance(delta, dict):
+        for name, value in delta.items():
+            if value and name != "role":
+                return True
+    return False
 
 
 def _usage(said: dict[str, object]) -> Usage | None:
