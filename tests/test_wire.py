@@ -121,7 +121,7 @@ def test_an_unknown_path_that_names_a_model_and_speaks_to_it_is_a_model_call(spe
 )
 def test_any_other_post_passes(text, headers):
     """A model without speech, speech without a model, no JSON, or nothing readable is somebody else's call."""
-    assert recognise("POST", "/brand/new", text, {"content-type": content_type}) is None
+    assert recognise("POST", "/brand/new", text, headers) is None
 
 
 # ---------------------------------------------------------------- what a request says of itself
