@@ -35,13 +35,13 @@ class EventReader:
 
     def feed(self, chunk: bytes) -> Iterable[Event]:
         """The events that ``chunk`` completes, one by one."""
+        if self.overflowed:
+            return ()
         if not self._pending and chunk.startswith(b"data: ") and _is_one_line(chunk):  # as most providers send them
             return (Event(chunk, chunk[6:-2]),)
         return self._split(chunk)
 
     def _split(self, chunk: bytes) -> Iterator[Event]:
-        if self.overflowed:
-            return
         self._pending += chunk
         self._has_cr = self._has_cr or b"\r" in chunk
         while (end := self._next_end()) is not None:
