@@ -61,6 +61,7 @@ check: .venv/.installed
 	.venv/bin/python -m pytest -q tests/test_docs.py
 
 bench: .venv/.installed
+	.venv/bin/python -m pip install -q -e '.[bench]'
 	.venv/bin/python -m benchmarks $(ARGS)
 
 format: .venv/.installed

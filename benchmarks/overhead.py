@@ -58,7 +58,10 @@ class Noop(httpx.AsyncBaseTransport):
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of call, how often a round makes it, and what it may cost more."""
+    """One kind of call, how often a round makes it, and what it may cost more.
+
+    ``parses``: the caller reads lines and their JSON, as an SDK does; else it only takes the bytes.
+    """
 
     name: str
     body: bytes
@@ -66,6 +69,7 @@ class Case:
     content_type: str
     calls: int
     aim: str
+    parses: bool = False
 
 
 def cases() -> list[Case]:
@@ -74,11 +78,13 @@ def cases() -> list[Case]:
         Case(f"{kilobytes} KB", question(kilobytes), [ANSWER], "application/json", calls, aim)
         for kilobytes, calls, aim in ((1, 200, "+25 us"), (20, 100, "+60 us"), (200, 40, "+130 us"))
     ]
+    asked, unasked = {"stream_options": {"include_usage": True}}, dict[str, object]()
     streamed = [
-        Case(name, question(1, stream=True, **options), STREAM, "text/event-stream", 20, aim)
-        for name, options, aim in (
-            ("200 chunks", {"stream_options": {"include_usage": True}}, "+12 %"),
-            ("200 chunks, usage hidden", {}, ""),
+        Case(name, question(1, stream=True, **options), STREAM, "text/event-stream", 20, aim, parses)
+        for name, options, aim, parses in (
+            ("200 chunks, taken as bytes", asked, "", False),
+            ("200 chunks, read as an SDK reads them", asked, "+12 %", True),
+            ("200 chunks, read as an SDK reads them, usage hidden", unasked, "", True),
         )
     ]
     return plain + streamed
@@ -145,6 +151,11 @@ async def calls(client: httpx.AsyncClient, case: Case) -> float:
     started = time.perf_counter()
     for _ in range(case.calls):
         async with client.stream("POST", URL, content=case.body, headers=headers) as response:
-            async for _ in response.aiter_bytes():
-                pass
+            if case.parses:
+                async for line in response.aiter_lines():
+                    if line.startswith("data: {"):
+                        json.loads(line[6:])
+            else:
+                async for _ in response.aiter_bytes():
+                    pass
     return (time.perf_counter() - started) / case.calls * 1e6
