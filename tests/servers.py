@@ -13,6 +13,7 @@ import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
@@ -106,6 +107,34 @@ class Server(socketserver.ThreadingTCPServer):
     def __exit__(self, *exc_info: object) -> None:
         self.shutdown()
         self.server_close()
+
+
+def self_signed(folder: Path) -> ssl.SSLContext:
+    """TLS for a server that nobody has a reason to trust; the key is made for these tests and good until 2126."""
+    (folder / "both.pem").write_text(_SELF_SIGNED)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "both.pem")
+    return context
+
+
+_SELF_SIGNED = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgqaATaXAlda+Rz4X9
+TSebYyDGYdpiT4bUG5JKXX4cJCWhRANCAAQGfG+VBuaWBqH1mBPqa2Qg3HctIbnY
+7NM3QtP/iIkJaNOy41nvPLDCOgK6jgDqjxlZgQo4k8x0QGBDZImh15Lv
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBmzCCAUGgAwIBAgIUH6YQxuYvZRTTnm5MRi0nsSp1UwUwCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyNDEyMzM1OFoYDzIxMjYxMDMx
+MTIzMzU4WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAAQGfG+VBuaWBqH1mBPqa2Qg3HctIbnY7NM3QtP/iIkJaNOy41nvPLDC
+OgK6jgDqjxlZgQo4k8x0QGBDZImh15Lvo28wbTAdBgNVHQ4EFgQUcvHV7SredWJd
+7yxm8KFOsUL/InEwHwYDVR0jBBgwFoAUcvHV7SredWJd7yxm8KFOsUL/InEwDwYD
+VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
+zj0EAwIDSAAwRQIgFjAG+k7HSFJTLp25wgO5PA/R4zocKb6uxbafec4mrF8CIQCs
+Cn6kI/RdeRnQ2fbXDvLG6rc6UyjjOL0DeH74BN+KPg==
+-----END CERTIFICATE-----
+"""
 
 
 def whole(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
@@ -218,9 +247,11 @@ class Caller:
 
         return asyncio.run(call())
 
-    def stream(self, transport: Any, take: int | None = None, url: str = URL, **kwargs: Any) -> tuple[Any, list[bytes]]:
-        """One request, and the first ``take`` raw chunks of its answer (all of them: ``None``)."""
-        chunks: list[bytes] = []
+    def stream(
+        self, transport: Any, take: int | None = None, url: str = URL, into: list[bytes] | None = None, **kwargs: Any
+    ) -> tuple[Any, list[bytes]]:
+        """One request, and the first ``take`` raw chunks of its answer (all of them: ``None``), also put ``into``."""
+        chunks: list[bytes] = [] if into is None else into
         if not self.awaits:
             with (
                 self.library.Client(transport=transport, timeout=10) as client,

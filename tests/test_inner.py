@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import threading
 from typing import Any
 
 import httpx
@@ -25,6 +26,7 @@ from tests.servers import (
     books,
     closed_port,
     ok,
+    self_signed,
     whole,
 )
 from transports import BudgetTransport, inner
@@ -95,6 +97,21 @@ def test_certificates_are_checked(caller):
     assert built(caller, inner_of(verify=False), "https://a.test")._pool._ssl_context.verify_mode is ssl.CERT_NONE
     own = ssl.create_default_context()
     assert built(caller, inner_of(verify=own), "https://a.test")._pool._ssl_context is own
+
+
+def test_a_server_with_a_certificate_of_its_own_is_refused(caller, tmp_path):
+    """By default; nothing was sent to it. Who switches the check off, or trusts the certificate, gets the answer."""
+    pacer = Pacer()
+    with Server(ANSWER, tls=self_signed(tmp_path)) as server:
+        with pytest.raises(caller.library.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            caller.send(BudgetTransport(pacer=pacer), url=server.url + CHAT, json=ask())
+        assert books(pacer) == (0, 0, 0, 0)
+        assert server.heard == []
+        trusting = ssl.create_default_context(cafile=str(tmp_path / "both.pem"))
+        for verify in (False, trusting):
+            transport = BudgetTransport(pacer=pacer, verify=verify)
+            assert caller.send(transport, url=server.url + CHAT, json=ask()).content == answer_json()
+    assert books(pacer) == (60, 0, 0, 0)
 
 
 def test_only_the_librarys_own_transport_is_trusted_to_report_sending():
@@ -196,18 +213,17 @@ def test_closing_closes_what_is_below(caller):
     given = Inner(ok())
     caller.send(BudgetTransport(given, pacer=Pacer()), json=ask())
     assert given.closed == 1
-    ended: list[bool] = []
+    ended = threading.Event()
 
     def play(connection: Connection) -> None:
         server.hear(connection)
         connection.write(ANSWER)
-        ended.append(connection.read() is None)
+        assert connection.read() is None
+        ended.set()
 
     with Server(play) as server:
         caller.send(BudgetTransport(pacer=Pacer()), url=server.url + CHAT, json=ask())
-        while not ended:  # the server's thread sees the end in a moment
-            pass
-    assert ended == [True]
+        assert ended.wait(10)
 
 
 @pytest.mark.parametrize("caller", AWAITING, ids=NAMES)

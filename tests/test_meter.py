@@ -7,6 +7,7 @@ import json
 import tracemalloc
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,9 @@ import httpx
 import pytest
 
 import transports.budget
-from pacer import Pacer
+from pacer import Pacer, estimate
+from pacer.estimate import Estimator
+from pacer.usage import Usage
 from tests.servers import CHAT, Answer, Caller, Inner, Server, answer_json, ask, books, chunked, whole
 from transports import BudgetTransport
 from transports.wire import Tally, openai_chat
@@ -61,7 +64,7 @@ def test_a_compressed_answer_is_metered_exactly_and_passes_untouched(caller: Cal
     text = answer_json()
     packed = text if encoding == "identity" else compressed(text, encoding.lower())
     drops = (packed[i : i + 3] for i in range(0, len(packed), 3))
-    headers = [f"content-encoding: {encoding}", "content-type: application/json"]
+    headers = [f"Content-Encoding: {encoding}", "Content-Type: application/json"]
     pacer = Pacer()
     with Server(chunked(drops, *headers)) as server:
         transport = BudgetTransport(pacer=pacer)
@@ -76,8 +79,8 @@ def test_a_compressed_answer_is_metered_exactly_and_passes_untouched(caller: Cal
 def test_a_compressed_stream_passes_whole(encoding):
     """Compressed although it was not asked for: exact usage, and the usage event cannot be cut out."""
     packer = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
-    usage = {"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": 10}}
-    events = [b"data: %s\n\n" % json.dumps(one).encode() for one in ({"choices": [{"delta": {}}]}, usage)]
+    usage = b'data: {"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": 10}}\n\n'
+    events = [b'data: {"choices": [{"delta": {}}]}\n\n', usage]
     chunks = [packer.compress(one) + packer.flush(zlib.Z_SYNC_FLUSH) for one in (*events, b"data: [DONE]\n\n")]
     pacer = Pacer()
     inner = Inner(Answer([*chunks, packer.flush()], {**SSE, "content-encoding": encoding}))
@@ -89,9 +92,9 @@ def test_a_compressed_stream_passes_whole(encoding):
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, br", "x-unheard-of"])
 def test_an_encoding_that_is_not_read_makes_the_call_unknown(encoding):
-    """Its bytes pass."""
-    pacer, receipt, got = metered([b"\x01\x02", b"\x03"], {**JSON, "content-encoding": encoding})
-    assert got == b"\x01\x02\x03"
+    """Its bytes pass, and are not guessed at."""
+    pacer, receipt, got = metered([b"", answer_json()], {**JSON, "content-encoding": encoding})
+    assert got == answer_json()
     assert_unknown(pacer, receipt)
 
 
@@ -201,8 +204,9 @@ NONSENSE = [-1, "30", 30.5, 10**30, True, None, [30], {}]
 
 @pytest.mark.parametrize(
     "usage",
-    [*({"prompt_tokens": 20, "completion_tokens": value} for value in NONSENSE), {}, [], "30", 30, False]
-    + [
+    [
+        *({"prompt_tokens": 20, "completion_tokens": value} for value in NONSENSE),
+        *({}, [], "30", 30, False),
         {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
         {"prompt_tokens": 10**6, "completion_tokens": 9},
     ],
@@ -269,27 +273,13 @@ def test_a_bug_in_reading_events_costs_no_byte(monkeypatch, caller, cuts, usage_
     if breaks:
         parts.append(caller.library.ReadError("gone"))
     pacer = Pacer()
-    options = {"stream_options": {"include_usage": True}} if usage_asked else {}
+    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if usage_asked else {}
     transport = BudgetTransport(Inner(Answer(parts, SSE)), pacer=pacer)
     got: list[bytes] = []
 
-    def read() -> None:
-        with caller.library.Client(transport=transport) as client:
-            with client.stream("POST", "http://a.test" + CHAT, json=ask(stream=True, **options)) as response:
-                for chunk in response.iter_raw():
-                    got.append(chunk)
-
-    async def read_async() -> None:
-        async with caller.library.AsyncClient(transport=transport) as client:
-            async with client.stream("POST", "http://a.test" + CHAT, json=ask(stream=True, **options)) as response:
-                async for chunk in response.aiter_raw():
-                    got.append(chunk)
-
-    if breaks:
-        with pytest.raises(caller.library.ReadError):
-            caller.run(read, read_async)
-    else:
-        caller.run(read, read_async)
+    breaking = pytest.raises(caller.library.ReadError) if breaks else nullcontext()
+    with breaking:
+        caller.stream(transport, into=got, json=ask(stream=True, **options))
     assert b"".join(got) == text
     assert books(pacer)[0] > 0
     assert books(pacer)[1] > 400
@@ -329,3 +319,15 @@ def test_a_lesson_that_cannot_be_learned_breaks_nothing():
         response = client.post("http://a.test" + CHAT, content=iter([b""]), headers={"content-length": "0"})
     assert response.content == answer_json()
     assert books(pacer)[2:] == (0, 0)
+
+
+def test_a_bill_is_one_lesson_and_a_guess_is_none(caller):
+    """The estimator learns from the provider's numbers, once a call; an answer without them teaches nothing."""
+    pacer, expected = Pacer(), Estimator()
+    transport = BudgetTransport(Inner(Answer([b"{}"], JSON), Answer([answer_json()], JSON)), pacer=pacer)
+    for answered in (False, True):
+        request = caller.send(transport, json=ask()).request
+        if answered:
+            expected.learn("m", estimate.units(request.content), Usage(20, 10))
+        assert pacer.estimator.input("m", 1_000.0) == expected.input("m", 1_000.0)
+        assert pacer.estimator.output("m", None, 1) == expected.output("m", None, 1)

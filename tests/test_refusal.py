@@ -171,12 +171,9 @@ def through_sdk(sdk: str, awaits: bool, transport: Any) -> Any:
     library = httpx if sdk.endswith("httpx") else LIBRARIES[1]
     client: Any
     if sdk == "anthropic":
-        kind, http = (
-            (anthropic.AsyncAnthropic, anthropic.DefaultAsyncHttpxClient)
-            if awaits
-            else (anthropic.Anthropic, anthropic.DefaultHttpxClient)
-        )
-        client = kind(api_key="k", http_client=http(transport=transport))  # type: ignore[operator]
+        http: Any = anthropic.DefaultAsyncHttpxClient if awaits else anthropic.DefaultHttpxClient
+        claude: Any = anthropic.AsyncAnthropic if awaits else anthropic.Anthropic
+        client = claude(api_key="k", http_client=http(transport=transport))
         call = lambda: client.messages.create(**ask())  # noqa: E731
     else:
         http_client: Any = (library.AsyncClient if awaits else library.Client)(transport=transport)
@@ -201,6 +198,7 @@ def test_an_sdk_tries_a_ceiling_once_and_shows_the_message(sdk, awaits):
     transport = Counting(inner, pacer=pacer)
     with pytest.raises((openai.APIStatusError, anthropic.APIStatusError)) as caught:
         through_sdk(sdk, awaits, transport)
+    assert isinstance(caught.value, openai.APIStatusError | anthropic.APIStatusError)
     assert caught.value.status_code == 402
     assert transport.tries == 1
     for words in ("nightly", "token ceiling", "PACER_CEILING"):
@@ -212,7 +210,7 @@ def test_an_sdk_tries_a_ceiling_once_and_shows_the_message(sdk, awaits):
 @pytest.mark.parametrize("sdk", SDKS)
 def test_an_sdk_gets_the_answer_of_an_admitted_call(sdk, awaits):
     """The same way with room: what the tests above see is the refusal, not a broken client."""
-    claude = {"id": "m", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn",
+    claude: dict[str, Any] = {"id": "m", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end",
               "stop_sequence": None, "content": [], "usage": {"input_tokens": 20, "output_tokens": 10}}  # fmt: skip
     inner = Inner(ok())
     if sdk == "anthropic":
@@ -226,7 +224,7 @@ def test_an_sdk_gets_the_answer_of_an_admitted_call(sdk, awaits):
 @pytest.mark.parametrize("awaits", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("sdk", SDKS)
 def test_a_raised_refusal_through_an_sdk(sdk, awaits):
-    """openai 3 lets it pass as it is, once; anthropic tries three times and wraps it (so ``response`` is the default)."""
+    """openai 3 lets it pass, once; anthropic tries three times and wraps it (so ``response`` is the default)."""
     pacer, inner = full()
     transport = Counting(inner, pacer=pacer, refusal="raise")
     no_waiting = pytest.MonkeyPatch()

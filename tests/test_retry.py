@@ -71,9 +71,6 @@ class Driver:
         return self.library.Response(status, headers={**JSON, **named}, stream=stream)
 
 
-# BUG transports/retry.py:53: ``retrying.begin()`` is missing, so that the first pause ends in KeyError: 'idle_for'.
-
-
 @pytest.mark.parametrize("status", RETRIED)
 def test_a_busy_provider_is_asked_again(library, status):
     """The same request, a new place for it; the answer that nobody reads is closed; the books hold one bill."""
@@ -241,8 +238,10 @@ def test_retry_after_is_believed_within_reason(library, headers, seconds):
     assert retry_after_seconds(library.Headers(headers), NOW) == seconds
 
 
-DATES = st.from_regex(r"(Mon, )?[0-9]{1,3} [A-Z][a-z]{2} [0-9]{1,5} [0-9]{1,3}:[0-9]{1,3}(:[0-9]{1,3})?( [-+A-Z0-9]{1,9})?",
-                      fullmatch=True)  # fmt: skip
+DATES = st.from_regex(
+    r"(Mon, )?[0-9]{1,3} [A-Z][a-z]{2} [0-9]{1,5} [0-9]{1,3}:[0-9]{1,3}(:[0-9]{1,3})?( [-+A-Z0-9]{1,9})?",
+    fullmatch=True,
+)
 
 
 @given(st.text(st.characters(codec="latin-1"), max_size=40) | DATES)

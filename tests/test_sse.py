@@ -114,6 +114,11 @@ def test_a_lone_cr_ends_a_line_in_a_stream_of_lf_too():
     assert payloads(b'data: {"a": 1,\rdata: "b": 2}\n\n') == [b'{"a": 1,\n"b": 2}']
 
 
+def test_a_chunk_that_is_one_whole_line_may_be_part_of_an_event():
+    """What looks like an event of its own belongs to the line before it."""
+    assert [event.data for event in read([b"data: 1\n", b"data: 2\n\n", b"data: 3\n\n"])] == [b"1\n2", b"3"]
+
+
 def test_one_space_after_the_colon_is_optional():
     """One space belongs to the colon, a second one to the payload."""
     assert payloads(b"data:1\n\ndata: 1\n\ndata:  1\n\n") == [b"1", b"1", b" 1"]
@@ -152,7 +157,6 @@ def test_an_endless_event_is_given_up():
     kept = len(reader.take_rest())
     assert LARGEST_EVENT_BYTES < kept <= LARGEST_EVENT_BYTES + len(piece)
     assert list(reader.feed(b"\n\ndata: 1\n\n")) == []
-    # BUG transports/sse.py:38 (new short way): it does not look at ``overflowed``.
     assert list(reader.feed(b"data: 1\n\n")) == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -34,7 +35,8 @@ CLAUDE = "http://model.test" + MESSAGES
 
 
 def event(said: object, name: str = "") -> bytes:
-    return (f"event: {name}\n" if name else "").encode() + b"data: " + json.dumps(said).encode() + b"\n\n"
+    text = json.dumps(said, separators=(",", ":"), ensure_ascii=False)  # as the providers write it
+    return (f"event: {name}\n" if name else "").encode() + b"data: " + text.encode() + b"\n\n"
 
 
 def delta(text: str, finish: str | None = None) -> bytes:
@@ -61,7 +63,7 @@ def stream_of(*chunks: bytes | Exception, headers: dict[str, str] = SSE) -> Answ
 
 def cut(text: bytes, places: list[int]) -> list[bytes]:
     edges = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(edges)]
 
 
 def asked(usage: bool) -> dict[str, Any]:
@@ -122,6 +124,15 @@ def test_usage_is_asked_for_only_where_the_caller_did_not(caller):
         assert int(out.headers["content-length"]) == len(out.content)
         assert json.loads(response.request.content) == asked(usage)
         assert (out is response.request) == usage
+
+
+def test_text_is_not_hidden_because_usage_comes_with_it(caller):
+    """Some providers report usage beside the last piece of text; that event is the caller's."""
+    choice = {"index": 0, "delta": {"content": "!"}, "finish_reason": "stop"}
+    last = event({"choices": [choice], "usage": {"prompt_tokens": 20, "completion_tokens": 10}})
+    pacer, _, got = metered(caller, stream_of(TEXT[1], last, DONE))
+    assert got == TEXT[1] + last + DONE
+    assert books(pacer) == (30, 0, 0, 0)
 
 
 def test_an_unasked_stream_stays_so_when_switched_off(caller):
@@ -194,21 +205,8 @@ def test_a_broken_stream_raises_as_it_did_before(caller):
     broken = caller.library.ReadError("gone")
     pacer, inner = Pacer(), Inner(stream_of(TEXT[1], TEXT[2][:9], broken))
     got: list[bytes] = []
-
-    async def read_async() -> None:
-        async with caller.library.AsyncClient(transport=BudgetTransport(inner, pacer=pacer)) as client:
-            async with client.stream("POST", "http://a.test" + CHAT, json=asked(False)) as response:
-                async for chunk in response.aiter_raw():
-                    got.append(chunk)
-
-    def read() -> None:
-        with caller.library.Client(transport=BudgetTransport(inner, pacer=pacer)) as client:
-            with client.stream("POST", "http://a.test" + CHAT, json=asked(False)) as response:
-                for chunk in response.iter_raw():
-                    got.append(chunk)
-
     with pytest.raises(caller.library.ReadError) as caught:
-        caller.run(read, read_async)
+        caller.stream(BudgetTransport(inner, pacer=pacer), into=got, json=asked(False))
     assert caught.value is broken
     assert b"".join(got) == TEXT[1] + TEXT[2][:9]
     spent, unknown, held, in_flight = books(pacer)
@@ -246,8 +244,8 @@ def test_a_body_cut_by_the_network_is_settled_at_once(caller, kind):
 @pytest.mark.parametrize("end", ["0\r\n\r\n", "0\r\nx-checksum: 1\r\n\r\n", None])
 def test_a_stream_over_the_network_is_metered(caller, end):
     """Chunked byte by byte, with trailers, or ended by closing the connection."""
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
-    drops = chunked((OPENAI[i : i + 1] for i in range(len(OPENAI))), "content-type: text/event-stream", end=b"")
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nconnection: close\r\n\r\n"
+    drops = chunked((OPENAI[i : i + 1] for i in range(len(OPENAI))), "CONTENT-TYPE: Text/Event-Stream", end=b"")
 
     def play(connection: Connection) -> None:
         server.hear(connection)
@@ -260,28 +258,55 @@ def test_a_stream_over_the_network_is_metered(caller, end):
     assert books(pacer) == (30, 0, 0, 0)
 
 
-def test_a_stream_closed_twice_is_settled_once():
-    """The second close changes nothing; the inner stream hears both, as without us."""
+@pytest.mark.parametrize("reads", [0, 1])
+def test_a_stream_closed_early_is_settled_first_and_once(caller, reads):
+    """Before anything below can fail or be cancelled; a second close changes nothing. The inner stream hears both."""
     pacer, inner = Pacer(), Inner(stream_of(*TEXT))
-    response = BudgetTransport(inner, pacer=pacer).handle_request(httpx.Request("POST", CLAUDE, json=asked(False)))
-    next(iter(response.stream))
-    response.stream.close()
-    once = books(pacer)
-    response.stream.close()
-    assert books(pacer) == once
-    assert once[2:] == (0, 0)
-    assert inner.bodies[0].closed == 2
+    transport = BudgetTransport(inner, pacer=pacer)
+    request = caller.library.Request("POST", CLAUDE, json=asked(False))
+    seen: list[tuple[int, int, int, int]] = []
+
+    def fails() -> None:
+        seen.append(books(pacer))
+        raise OSError("below")
+
+    async def afails() -> None:
+        fails()
+
+    def play() -> None:
+        stream = transport.handle_request(request).stream
+        inner.bodies[0].close = fails
+        reader = iter(stream)
+        assert [next(reader) for _ in range(reads)] == TEXT[:reads]
+        for _ in range(2):
+            with pytest.raises(OSError, match="below"):
+                stream.close()
+
+    async def aplay() -> None:
+        stream = (await transport.handle_async_request(request)).stream
+        inner.bodies[0].aclose = afails
+        reader = aiter(stream)
+        assert [await anext(reader) for _ in range(reads)] == TEXT[:reads]
+        for _ in range(2):
+            with pytest.raises(OSError, match="below"):
+                await stream.aclose()
+
+    caller.run(play, aplay)
+    assert seen == [books(pacer)] * 2
+    assert seen[0][1] > 400
+    assert seen[0][2:] == (0, 0)
 
 
 def test_an_answer_that_nobody_reads_or_closes_is_settled_when_collected():
     """No hold stays for ever, and the mistake is shown."""
     pacer = Pacer()
     transport = BudgetTransport(Inner(stream_of(*TEXT)), pacer=pacer)
-    response = transport.handle_request(httpx.Request("POST", CLAUDE, json=asked(False)))
+    kept = [transport.handle_request(httpx.Request("POST", CLAUDE, json=asked(False)))]
+    gc.collect()
     assert books(pacer)[3] == 1
     with pytest.warns(ResourceWarning, match="dropped without being read or closed"):
-        del response
-        gc.collect()
+        kept.clear()
+    gc.collect()
     assert books(pacer)[2:] == (0, 0)
     assert books(pacer)[1] > 400
 
@@ -299,7 +324,7 @@ def test_a_reader_dropped_after_one_chunk_is_settled():
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.__name__)
-def test_a_cancelled_reader_is_settled(library):
+def test_a_cancelled_reader_is_settled(library: Any):
     """A task that is cancelled between two chunks leaves nothing held."""
     pacer = Pacer()
 

@@ -1,0 +1,335 @@
+"""BudgetTransport: one object for all clients; each request is booked once and passes untouched."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anthropic
+import httpx
+import httpx2
+import openai
+import pytest
+
+from pacer import LimitsConflict, Pacer, SettingsError
+from tests.servers import (
+    CALLERS,
+    CHAT,
+    URL,
+    Answer,
+    Caller,
+    Inner,
+    Server,
+    answer_json,
+    ask,
+    books,
+    ok,
+    whole,
+)
+from transports import BudgetTransport
+
+ANSWER = whole(answer_json(), "content-type: application/json")
+_runs = itertools.count()
+
+
+@pytest.fixture
+def run() -> str:
+    """A run that nobody else joins."""
+    return f"test-budget-{next(_runs)}"
+
+
+# ---------------------------------------------------------------- one object, all clients
+
+
+def test_the_answer_is_of_the_library_that_asked():
+    """One object in all four clients, one budget."""
+    pacer = Pacer()
+    transport = BudgetTransport(Inner(ok()), pacer=pacer)
+    for number, caller in enumerate(CALLERS, 1):
+        response = caller.send(transport, json=ask())
+        assert type(response) is caller.library.Response
+        assert books(pacer) == (30 * number, 0, 0, 0)
+
+
+def test_what_is_no_request_is_refused_at_once():
+    """With a word on what is taken."""
+    with pytest.raises(TypeError, match="requests of httpx or httpx2"):
+        BudgetTransport(Inner(ok()), pacer=Pacer()).handle_request(object())
+
+
+def test_the_sdks_own_clients_take_it():
+    """anthropic's refuse heirs of httpx's transports; this one has no base class."""
+    transport = BudgetTransport(Inner(ok()), pacer=Pacer())
+    assert type(transport).__mro__ == (BudgetTransport, object)
+    for kind in (openai.DefaultHttpxClient, anthropic.DefaultHttpxClient):
+        with kind(transport=transport) as client:
+            assert client.post(URL, json=ask()).content == answer_json()
+
+    async def call() -> None:
+        for kind in (openai.DefaultAsyncHttpxClient, anthropic.DefaultAsyncHttpxClient):
+            async with kind(transport=transport) as client:
+                assert (await client.post(URL, json=ask())).content == answer_json()
+
+    asyncio.run(call())
+    assert books(transport.pacer) == (120, 0, 0, 0)
+
+
+def test_it_is_a_context_of_its_own(caller: Caller):
+    """``with transport`` closes what is below."""
+    inner = Inner(ok())
+    transport = BudgetTransport(inner, pacer=Pacer())
+
+    def block() -> None:
+        with transport as entered:
+            assert entered is transport
+
+    async def wait() -> None:
+        async with transport as entered:
+            assert entered is transport
+
+    caller.run(block, wait)
+    assert inner.closed == 1
+
+
+def test_its_repr_is_the_operators_line():
+    """How the budget stands, without a secret."""
+    transport = BudgetTransport(Inner(ok()), pacer=Pacer(run="nightly", ceiling=5_000))
+    line = "0 spent + 0 unknown + 0 held of 5,000 | 0 in flight, 0 waiting"
+    assert repr(transport) == f"<BudgetTransport <Pacer nightly: {line}>>"
+
+
+# ---------------------------------------------------------------- whose budget
+
+
+def test_transports_of_one_run_share_one_pacer(run):
+    """Five in a stack are one budget, not five; another run is another."""
+    first = BudgetTransport(run=run, ceiling=9_000)
+    assert BudgetTransport(run=run).pacer is first.pacer
+    assert BudgetTransport(run=run, ceiling="9k", retries=2, refusal="raise", include_usage="off").pacer is first.pacer
+    assert BudgetTransport(run=run + "-other").pacer is not first.pacer
+
+
+def test_a_run_is_joined_by_the_environment_too(monkeypatch, run):
+    """``BudgetTransport()`` with everything from ``PACER_*``."""
+    monkeypatch.setenv("PACER_RUN", run)
+    monkeypatch.setenv("PACER_CEILING", "700")
+    first = BudgetTransport()
+    assert (first.pacer.run, first.pacer.status().ceiling) == (run, 700)
+    assert BudgetTransport(run=run).pacer is first.pacer
+
+
+def test_other_limits_for_an_open_run_are_a_conflict(run):
+    """Both values are named; neither wins in silence, and the open run keeps its own."""
+    first = BudgetTransport(run=run, ceiling=9_000)
+    with pytest.raises(LimitsConflict, match=r"ceiling=9000.*ceiling=8000"):
+        BudgetTransport(run=run, ceiling=8_000)
+    with pytest.raises(LimitsConflict, match=r"tokens_per_second=None.*tokens_per_second=5"):
+        BudgetTransport(run=run, tokens_per_second=5)
+    assert first.pacer.status().ceiling == 9_000
+
+
+@pytest.mark.parametrize("given", [{"ceiling": 5}, {"run": "x"}, {"tokens_per_second": 5}, {"max_wait": 1}])
+def test_a_pacer_of_ones_own_brings_its_limits(given):
+    """Limits beside it are a mistake; what is the transport's own affair may be given."""
+    pacer = Pacer(ceiling=100)
+    with pytest.raises(SettingsError, match=next(iter(given))):
+        BudgetTransport(pacer=pacer, **given)
+    assert BudgetTransport(pacer=pacer, retries=1, refusal="raise").pacer is pacer
+
+
+# ---------------------------------------------------------------- what is no model call
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/v1/models", b""),
+        ("GET", CHAT, b""),
+        ("DELETE", "/v1/files/f", b""),
+        ("POST", "/v1/files", b"\x00\x01"),
+        ("POST", "/v1/messages/count_tokens", b'{"model": "m", "messages": []}'),
+        ("POST", "/hook", b'{"text": "model"}'),
+    ],
+)
+def test_what_is_no_model_call_passes_untouched(caller, method, path, body):
+    """The very request goes in, the very bytes and headers come out; it is counted, and costs nothing."""
+    pacer, inner = Pacer(ceiling=0), Inner(Answer([b"one", b"", b"two"], {"x-kept": "yes"}, 201))
+    mark = object()
+    response = caller.send(
+        BudgetTransport(inner, pacer=pacer), method, "http://a.test" + path, content=body, extensions={"mark": mark}
+    )
+    assert (response.status_code, response.content, dict(response.headers)) == (201, b"onetwo", {"x-kept": "yes"})
+    assert "pacer" not in response.extensions
+    assert inner.requests[0] is response.request
+    assert inner.requests[0].content == body
+    assert inner.requests[0].extensions["mark"] is mark
+    assert "trace" not in inner.requests[0].extensions
+    assert books(pacer) == (0, 0, 0, 0)
+    assert (pacer.status().unmetered, pacer.status().calls) == (1, 0)
+
+
+def test_a_model_call_goes_out_as_it_came(caller):
+    """Its request object is the same before and after, and so are headers and body on the wire."""
+    pacer = Pacer()
+    with Server(ANSWER) as server:
+        bare = caller.library.AsyncHTTPTransport() if caller.awaits else caller.library.HTTPTransport()
+        plain = caller.send(bare, url=server.url + CHAT, json=ask())
+        response = caller.send(BudgetTransport(pacer=pacer), url=server.url + CHAT, json=ask())
+        assert server.heard[0] == server.heard[1]
+        assert server.bodies[0] == server.bodies[1]
+    assert response.headers.raw == plain.headers.raw
+    assert set(response.extensions) - set(plain.extensions) == {"pacer"}
+    assert set(response.request.extensions) == set(plain.request.extensions)
+
+
+def test_the_callers_own_trace_function_is_called_as_ever(caller):
+    """Blocking or awaiting, with the same events, and it is still theirs afterwards."""
+    heard: list[str] = []
+
+    def trace(name: str, info: dict[str, Any]) -> None:
+        heard.append(name)
+
+    async def trace_async(name: str, info: dict[str, Any]) -> None:
+        heard.append(name)
+
+    extensions = {"trace": trace_async if caller.awaits else trace}
+    with Server(ANSWER) as server:
+        bare = caller.library.AsyncHTTPTransport() if caller.awaits else caller.library.HTTPTransport()
+        caller.send(bare, url=server.url + CHAT, json=ask(), extensions=extensions)
+        plain, heard = heard, []
+        paced = caller.send(BudgetTransport(pacer=Pacer()), url=server.url + CHAT, json=ask(), extensions=extensions)
+    assert paced.request.extensions["trace"] is extensions["trace"]
+    sent = [name for name in plain if "http11.send" in name]
+    assert [name for name in heard if "http11.send" in name] == sent
+    assert len(sent) >= 4
+
+
+def test_an_error_in_the_callers_trace_function_is_theirs(caller):
+    """It comes out as it would without us, and the reservation ends."""
+
+    def trace(name: str, info: dict[str, Any]) -> None:
+        raise LookupError(name)
+
+    async def trace_async(name: str, info: dict[str, Any]) -> None:
+        raise LookupError(name)
+
+    pacer = Pacer()
+    extensions = {"trace": trace_async if caller.awaits else trace}
+    with Server(ANSWER) as server, pytest.raises(LookupError):
+        caller.send(BudgetTransport(pacer=pacer), url=server.url + CHAT, json=ask(), extensions=extensions)
+    assert books(pacer) == (0, 0, 0, 0)
+
+
+# ---------------------------------------------------------------- statuses
+
+
+@pytest.mark.parametrize("status", [301, 304, 400, 401, 403, 404, 413, 422, 429, 500, 502, 503, 529])
+def test_an_error_status_costs_nothing(caller, status):
+    """Refused or failed calls are not billed; from 400 on they are counted. The answer passes as it is."""
+    pacer = Pacer()
+    inner = Inner(Answer([b"no"], {"x-why": "because"}, status))
+    response = caller.send(BudgetTransport(inner, pacer=pacer), json=ask())
+    assert (response.status_code, response.content, response.headers["x-why"]) == (status, b"no", "because")
+    assert response.extensions["pacer"].source == "void"
+    assert books(pacer) == (0, 0, 0, 0)
+    assert pacer.status().failed == (1 if status >= 400 else 0)
+
+
+@pytest.mark.parametrize("status", [408, 409, 499])
+def test_a_status_of_impatience_may_have_been_billed(caller, status):
+    """Somebody on the way gave up; the model may not have."""
+    pacer = Pacer()
+    response = caller.send(BudgetTransport(Inner(Answer([b""], {}, status)), pacer=pacer), json=ask())
+    receipt = response.extensions["pacer"]
+    assert receipt.source == "partial"
+    assert receipt.charged > 0
+    assert receipt.charged + receipt.unknown == receipt.reserved
+    assert books(pacer) == (receipt.charged, receipt.unknown, 0, 0)
+
+
+@pytest.mark.parametrize("status", [303, 307])
+def test_a_followed_redirect_is_booked_once(caller, status):
+    """307 comes through again as a model call; 303 as a GET that is none."""
+    pacer = Pacer()
+    inner = Inner(Answer([], {"location": "/moved" + CHAT}, status), ok())
+    response = caller.send(BudgetTransport(inner, pacer=pacer), json=ask(), follow_redirects=True)
+    assert response.content == answer_json()
+    assert [request.method for request in inner.requests] == ["POST", "POST" if status == 307 else "GET"]
+    assert books(pacer) == (30 if status == 307 else 0, 0, 0, 0)
+    assert pacer.status().unmetered == (0 if status == 307 else 1)
+
+
+# ---------------------------------------------------------------- bodies that cannot be read
+
+
+def pieces() -> Iterator[bytes]:
+    yield from (b'{"model": "m", ', b'"messages": []}')
+
+
+async def apieces() -> AsyncIterator[bytes]:
+    for piece in pieces():
+        yield piece
+
+
+@pytest.mark.parametrize("size", [None, 31])
+def test_a_body_that_is_a_stream_passes_unread(caller, size):
+    """It is charged by its size where that is told, by a stated default where not, and learned from its usage."""
+    pacer, seen = Pacer(), []
+
+    class Reading(Inner):
+        def handle_request(self, request):
+            seen.append(request.read() if not caller.awaits else b"")
+            return super().handle_request(request)
+
+        async def handle_async_request(self, request):
+            body = await request.aread()
+            response = await super().handle_async_request(request)
+            seen[-1] = body
+            return response
+
+    headers = {} if size is None else {"content-length": str(size)}
+    content = apieces() if caller.awaits else pieces()
+    response = caller.send(BudgetTransport(Reading(ok()), pacer=pacer), content=content, headers=headers)
+    assert seen in ([b"".join(pieces())], [b"", b"".join(pieces())])
+    assert response.extensions["pacer"].reserved > (4_096 + 4_096 if size is None else 4_096)
+    assert (response.extensions["pacer"].reserved < 4_200) == (size is not None)
+    assert books(pacer) == (30, 0, 0, 0)
+
+
+def test_a_file_of_a_form_passes_unread(caller):
+    """A multipart upload to a model call is charged by its size; every byte of it arrives."""
+    pacer = Pacer()
+    with Server(ANSWER) as server:
+        files = {"file": ("a.bin", b"\x00" * 40_000)}
+        response = caller.send(BudgetTransport(pacer=pacer), url=server.url + CHAT, files=files)
+        assert server.bodies[0].count(b"\x00") == 40_000
+    assert response.extensions["pacer"].reserved > 40_000 / 4
+    assert books(pacer) == (30, 0, 0, 0)
+
+
+# ---------------------------------------------------------------- the receipt
+
+
+def test_the_receipt_tells_what_became_of_the_call():
+    """Nothing is charged as long as the body goes on; afterwards its numbers are final."""
+    transport = BudgetTransport(Inner(ok()), pacer=Pacer(clock=lambda: 1_000.0))
+    response = transport.handle_request(httpx2.Request("POST", URL, json=ask()))
+    receipt = response.extensions["pacer"]
+    assert (receipt.charged, receipt.unknown, receipt.source, receipt.waited_seconds) == (None, None, None, 0.0)
+    reserved = receipt.reserved
+    assert 500 < reserved < 700
+    assert repr(receipt) == f"<Receipt None charged + None unknown of {reserved} reserved, from None, waited 0.00 s>"
+    response.read()
+    assert (receipt.charged, receipt.unknown, receipt.source, receipt.reserved) == (30, 0, "provider", reserved)
+    assert repr(receipt) == f"<Receipt 30 charged + 0 unknown of {reserved} reserved, from provider, waited 0.00 s>"
+
+
+@pytest.mark.parametrize(("n", "worst"), [(1, 500), (8, 4_000)])
+def test_the_reservation_holds_the_output_of_all_choices(n, worst):
+    """Each of them may be as long as the cap."""
+    inner, pacer = Inner(ok()), Pacer()
+    with httpx.Client(transport=BudgetTransport(inner, pacer=pacer)) as client:
+        reserved = client.post(URL, json=ask(n=n)).extensions["pacer"].reserved
+    assert worst < reserved < worst + 200
