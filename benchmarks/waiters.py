@@ -20,10 +20,15 @@ IDLE_SECONDS = 2.0
 
 
 class CountedSeat(parking.AsyncioSeat):
-    """Counts how often waiting tasks are woken and alarms go off."""
+    """Counts who waits, how often they are woken and how often an alarm is set."""
 
+    seats = 0
     wakes = 0
     alarms = 0
+
+    def __init__(self, tick: parking.Tick) -> None:
+        CountedSeat.seats += 1
+        super().__init__(tick)
 
     def _set(self) -> None:
         CountedSeat.wakes += 1
@@ -50,15 +55,16 @@ async def drain(number: int) -> None:
     order: list[int] = []
     per_call = await expected_tokens()
     pacer = Pacer(tokens_per_second=number * per_call / DRAIN_SECONDS, burst=per_call)
+    CountedSeat.seats = CountedSeat.wakes = CountedSeat.alarms = 0
     tasks = await parked(number, pacer, order)
-    CountedSeat.wakes = CountedSeat.alarms = 0
     cpu, wall = time.process_time(), time.perf_counter()
     await asyncio.gather(*tasks)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     inversions = sum(later < earlier for earlier, later in itertools.pairwise(order))
-    print(f"  drained in {wall:.1f} s: {CountedSeat.wakes / number:.3f} wake-ups and {CountedSeat.alarms / number:.3f}")
-    print(f"  alarms per admission, {cpu / number * 1e6:.0f} us CPU per call from its grant to its end;")
-    print(f"  {inversions} calls out of the order of arrival")
+    seats = CountedSeat.seats
+    print(f"  {seats:,} had to wait; drained in {wall:.1f} s, {inversions} out of the order of arrival")
+    print(f"  {CountedSeat.wakes / seats:.3f} wake-ups and {CountedSeat.alarms / seats:.3f} alarms set per waiter")
+    print(f"  {cpu / number * 1e6:.0f} us CPU per call from its grant to its end")
 
 
 async def idle(number: int) -> None:
