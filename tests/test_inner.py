@@ -141,13 +141,14 @@ def test_a_proxy_of_the_environment_is_used(monkeypatch, caller, name, scheme):
 
 
 @pytest.mark.parametrize(
-    ("no_proxy", "proxied"), [("127.0.0.1", 0), ("*", 0), ("model.invalid,127.0.0.1", 0), ("other.test", 1), ("", 1)]
+    ("no_proxy", "proxied"),
+    [("127.0.0.1", 0), ("*", 0), ("127.0.0.1:PORT", 0), ("model.invalid,127.0.0.1", 0), ("other.test", 1), ("", 1)],
 )
 def test_no_proxy_goes_past_it(monkeypatch, caller, no_proxy, proxied):
     """The server is asked directly."""
     with Server(ANSWER) as proxy, Server(ANSWER) as server:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
-        monkeypatch.setenv("NO_PROXY", no_proxy)
+        monkeypatch.setenv("NO_PROXY", no_proxy.replace("PORT", str(server.port)))
         caller.send(BudgetTransport(pacer=Pacer()), url=server.url + CHAT, json=ask())
         assert (len(proxy.heard), len(server.heard)) == (proxied, 1 - proxied)
 

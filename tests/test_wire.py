@@ -65,6 +65,7 @@ def body(**members: object) -> bytes:
         ("/v1beta/models/gemini-2.0-flash:streamGenerateContent", OTHER),
         ("/v1/projects/p/locations/l/publishers/anthropic/models/c:streamRawPredict", OTHER),
         ("/model/anthropic.claude/invoke", OTHER),
+        ("/openai/deployments/batches-of-files/responses", OTHER),
         ("/model/amazon.nova/converse-stream", OTHER),
     ],
 )
@@ -91,6 +92,7 @@ def test_only_posts_are_model_calls(method, path):
         "/v1/files",
         "/v1/batches",
         "/v1/messages/batches",
+        "/v1/responses/input_tokens",
     ],
 )
 def test_counting_is_not_charged(path):
@@ -348,3 +350,17 @@ def test_a_usage_that_is_no_object_is_missing(wire, usage):
 def test_of_two_usages_in_one_answer_the_last_counts(wire):
     """As any JSON reader has it."""
     assert wire.read_answer(b'{"usage": {"a": 1}, "usage": {"a": 2}}') == {"a": 2}
+
+
+def test_a_message_put_into_a_thread_is_not_an_answer():
+    """OpenAI's threads hold messages under the same last word of the path as Anthropic's calls."""
+    assert recognise("POST", "/v1/threads/t1/messages", body(role="user", content="x"), JSON) is None
+
+
+@pytest.mark.parametrize("late", [0, None])
+def test_an_input_that_the_end_of_a_stream_leaves_out_is_that_of_its_start(late):
+    """Some send 0 or null there; an output of 0 or null is never covered by an earlier one."""
+    tally = Tally()
+    CLAUDE.read_event(body(type="message_start", message={"usage": {"input_tokens": 20, "output_tokens": 1}}), tally)
+    CLAUDE.read_event(body(type="message_delta", usage={"input_tokens": late, "output_tokens": 10}), tally)
+    assert CLAUDE.usage(tally.usage) == Usage(20, 10)

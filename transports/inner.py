@@ -40,7 +40,7 @@ class Inner:
         """The transport for ``url``."""
         if self._given is not None:
             return self._given
-        key = (library.__name__, awaits, _loop() if awaits else None, self._proxy(url.scheme, url.host))
+        key = (library.__name__, awaits, _loop() if awaits else None, self._proxy(url))
         return self._built.get(key) or self._build(library, key)
 
     def close(self) -> None:
@@ -72,9 +72,9 @@ class Inner:
             keepalive_expiry=chosen.keepalive_expiry,
         )
 
-    def _proxy(self, scheme: str, host: str) -> str | None:
-        proxy = self._proxies.get(scheme) or self._proxies.get("all")
-        if not proxy or proxy_bypass(host):
+    def _proxy(self, url: Any) -> str | None:
+        proxy = self._proxies.get(url.scheme) or self._proxies.get("all")
+        if not proxy or proxy_bypass(url.netloc.decode("ascii")):
             return None
         return proxy if "://" in proxy else f"http://{proxy}"
 

@@ -20,6 +20,6 @@ def recognise(method: str, path: str, body: bytes | None, headers: Mapping[str, 
     if method != "POST":
         return None
     for wire in _FAMILIES:
-        if path.endswith(wire.path_end):
+        if path.endswith(wire.path_end) and "/threads/" not in path:  # those hold messages, they do not answer them
             return wire
     return generic.WIRE if generic.looks_like_a_model_call(path, body, headers) else None

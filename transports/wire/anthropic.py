@@ -56,9 +56,15 @@ def _read_event(data: bytes, tally: f.Tally) -> bool:
     elif said.type == "message_start" and said.message is not None and isinstance(said.message.usage, dict):
         tally.usage = dict(said.message.usage)
     elif said.type == "message_delta" and said.usage is not None:
-        tally.usage = {**tally.usage, **said.usage} if isinstance(said.usage, dict) else {"invalid": True}
+        tally.usage = _merged(tally.usage, said.usage) if isinstance(said.usage, dict) else {"invalid": True}
         tally.final = True
     return False
+
+
+def _merged(start: dict[str, object], end: dict[str, object]) -> dict[str, object]:
+    """The usage of both events; an input that the later one leaves empty is the earlier one's."""
+    told = {name: value for name, value in end.items() if name == "output_tokens" or f.tokens(value) != 0}
+    return {**start, **{name: value for name, value in told.items() if value is not None}}
 
 
 def _usage(said: dict[str, object]) -> Usage | None:

@@ -14,7 +14,7 @@ from transports.wire import format as f
 
 _ENDS = ("/responses", "/completions", "/embeddings", "/generate", "/chat", "/converse", "/converse-stream", "/invoke")
 _VERBS = (":generateContent", ":streamGenerateContent", ":rawPredict", ":streamRawPredict")
-_COUNTING = ("count_tokens", "countTokens", "tokenize", "moderations", "/files", "/batches")
+_NO_CALLS = ("/count_tokens", ":countTokens", "/input_tokens", "/tokenize", "/moderations", "/files", "/batches")
 
 
 class _Request(msgspec.Struct):
@@ -41,10 +41,10 @@ _carrier = msgspec.json.Decoder(_Carrier)
 
 def looks_like_a_model_call(path: str, body: bytes | None, headers: Mapping[str, str]) -> bool:
     """By its path, or because its JSON names a model and something to say to it."""
-    if any(word in path for word in _COUNTING):
-        return False
     if path.endswith(_ENDS + _VERBS):
         return True
+    if path.endswith(_NO_CALLS):
+        return False
     if body is None or b'"model"' not in body or "json" not in headers.get("content-type", ""):
         return False
     said = f.decoded(_request, body)
