@@ -19,6 +19,7 @@ from transports import BudgetTransport
 pytestmark = pytest.mark.model
 
 ONE_WORD: Any = [{"role": "user", "content": "Name a ship in one word."}]
+NOT_KEPT = httpx2.Limits(max_keepalive_connections=0)  # see ModelServer
 LONG: Any = [{"role": "user", "content": "Tell the story of a ship, slowly."}]
 
 
@@ -34,12 +35,12 @@ def budget() -> Pacer:
 
 
 def openai_client(server: ModelServer, budget: Pacer) -> openai.AsyncOpenAI:
-    http_client = httpx2.AsyncClient(transport=BudgetTransport(pacer=budget), timeout=60)
+    http_client = httpx2.AsyncClient(transport=BudgetTransport(pacer=budget, limits=NOT_KEPT), timeout=60)
     return openai.AsyncOpenAI(api_key="k", base_url=f"{server.url}/v1", http_client=http_client)
 
 
 def anthropic_client(server: ModelServer, budget: Pacer) -> anthropic.AsyncAnthropic:
-    http_client = httpx2.AsyncClient(transport=BudgetTransport(pacer=budget), timeout=60)
+    http_client = httpx2.AsyncClient(transport=BudgetTransport(pacer=budget, limits=NOT_KEPT), timeout=60)
     return anthropic.AsyncAnthropic(api_key="k", base_url=server.url, http_client=http_client)
 
 
@@ -72,7 +73,7 @@ def test_openai_blocking(server: ModelServer, budget: Pacer):
     with openai.OpenAI(
         api_key="k",
         base_url=f"{server.url}/v1",
-        http_client=httpx2.Client(transport=BudgetTransport(pacer=budget), timeout=60),
+        http_client=httpx2.Client(transport=BudgetTransport(pacer=budget, limits=NOT_KEPT), timeout=60),
     ) as client:
         answer = client.chat.completions.create(model="g", messages=ONE_WORD, max_tokens=4)
     assert answer.usage is not None
@@ -150,7 +151,7 @@ def test_a_stream_that_nobody_closes_settles_when_it_is_collected(server: ModelS
     client = openai.OpenAI(
         api_key="k",
         base_url=f"{server.url}/v1",
-        http_client=httpx2.Client(transport=BudgetTransport(pacer=budget), timeout=60),
+        http_client=httpx2.Client(transport=BudgetTransport(pacer=budget, limits=NOT_KEPT), timeout=60),
     )
     stream: Any = client.chat.completions.create(model="g", messages=LONG, max_tokens=50, stream=True)
     assert budget.status().held > 50

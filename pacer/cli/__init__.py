@@ -1,1 +1,1 @@
-"""Commands, the roof of the house: the only room of pacer that may import transports and the OpenTelemetry SDK."""
+"""The commands of token-pacer: the roof of the house, which may know the transports and the OpenTelemetry SDK."""

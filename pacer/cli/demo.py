@@ -1,22 +1,25 @@
-"""``make demo``: a fan-out of agents on a real model, first bare, then paced and capped; both receipts side by side.
+"""``make demo``: a fan-out of agents against a real model on loopback, first bare, then paced and capped.
 
-The witness between the pacer and the network writes down the usage that the server itself reports, with plain ``json``;
-the books have to equal it.
+Every third of the one-word agents calls two sub-agents. A live table shows the budget at work; a receipt puts both runs
+side by side and checks the pacer's books against the model server's own count, the ceiling and the rate. The exit code
+is 0 only if all of them hold.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import math
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import httpx2
 import openai
+from openai import AsyncOpenAI, omit
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -25,252 +28,304 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pacer import Pacer
-from pacer.cli.model_server import ModelServer
+from pacer.cli.model_server import MODEL, ModelServer
+from pacer.errors import SettingsError
+from pacer.pacer import Pacer
 from transports import BudgetTransport, Receipt
 
-MODEL = "gemma-3-270m"
-LONGEST_ANSWER = 8
-SUB_AGENTS = 2
+AGENTS = 20
+TOKENS_PER_SECOND = 150.0
+CEILING_PER_AGENT = 200
+"""The default ceiling: room for about four of five calls."""
 BURST_SECONDS = 2.0
-REFRESH_SECONDS = 0.25
-CONTEXT = (
-    "You are one of many agents. Each of you gets the minutes of the harbour council and answers in one word. " * 6
+OUTPUT_TOKENS = 16
+SPEED_SECONDS = 5.0
+"""The live table shows the speed of this last stretch."""
+ROUNDING = 1e-3
+"""Tokens by which sums of floats may be off."""
+
+NOTE = (
+    "You are agent number {number} of a fleet that reads the log of a harbour. The entry for your pier says: the tide "
+    "came in at six, two boats left with nets and salt, one came back early with a torn sail, and the pilot wrote that "
+    "the wind had turned from south to west before noon. The crane on the quay stood still for want of a part, so the "
+    "crates of oranges were carried by hand, and the clerk counted them twice because the first sum was wrong. {task}"
 )
+TASKS = ("Name the weather in one word.", "Name the cargo in one word.", "Name the mood in one word.")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One answered call: when it was let go and what the rate gave for it, when it ended and what it used (tokens)."""
+
+    started_at: float
+    taken: int
+    ended_at: float
+    used: int
 
 
 @dataclass
-class Seen:
-    """One call as the network saw it: when it was sent, and the usage that the server reported."""
+class Fleet:
+    """Agents that ask the model for one word, and the sub-agents that every third of them calls in afterwards.
 
-    sent_at: float
-    tokens: int = 0
+    ``asks_usage``: streams ask for their usage themselves, since nothing below does.
+    """
 
-
-class Witness(httpx2.AsyncBaseTransport):
-    """The network, and a record of every call that reached it."""
-
-    def __init__(self) -> None:
-        self._network = httpx2.AsyncHTTPTransport()
-        self.seen: list[Seen] = []
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send the request and read along."""
-        seen = Seen(time.monotonic())
-        self.seen.append(seen)
-        response = await self._network.handle_async_request(request)
-        assert isinstance(response.stream, httpx2.AsyncByteStream)
-        response.stream = _Reading(response.stream, seen)
-        return response
-
-    async def aclose(self) -> None:
-        """Close the network."""
-        await self._network.aclose()
-
-    @property
-    def tokens(self) -> int:
-        """The sum of all usage reported by the server."""
-        return sum(seen.tokens for seen in self.seen)
-
-
-class _Reading(httpx2.AsyncByteStream):
-    def __init__(self, inner: httpx2.AsyncByteStream, seen: Seen) -> None:
-        self._inner = inner
-        self._seen = seen
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        body = b""
-        async for chunk in self._inner:
-            body += chunk
-            self._seen.tokens = reported_tokens(body)
-            yield chunk
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-
-def reported_tokens(body: bytes) -> int:
-    """``usage.total_tokens`` of an answer or of the last stream event that has it; 0 as long as there is none."""
-    for line in reversed(body.split(b"\n")):
-        text = line.removeprefix(b"data: ")
-        if b'"usage"' in text:
-            try:
-                return int((json.loads(text)["usage"] or {})["total_tokens"])
-            except (ValueError, KeyError):
-                continue  # the event goes on in the next chunk
-    return 0
-
-
-@dataclass
-class Run:
-    """One fan-out and what came of it."""
-
-    name: str
-    seconds: float = 0.0
-    answers: int = 0
-    refusals: int = 0
-    witness: Witness = field(default_factory=Witness)
+    agents: int
+    url: str
+    transport: httpx2.AsyncBaseTransport
+    asks_usage: bool
+    calls: list[Call] = field(default_factory=list)
     receipts: list[Receipt] = field(default_factory=list)
+    in_flight: int = 0
+    refused: int = 0
 
-    async def note(self, response: httpx2.Response) -> None:
-        """Keep the receipt of an admitted call; the bare run has none."""
+    async def run(self) -> None:
+        """Send all agents at once, and wait for the last."""
+        hooks = {"response": [self._keep_receipt]}
+        async with httpx2.AsyncClient(transport=self.transport, event_hooks=hooks) as http:
+            client = AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", http_client=http, max_retries=0)
+            async with asyncio.TaskGroup() as group:
+                for number in range(self.agents):
+                    group.create_task(self._agent(client, number))
+
+    async def _keep_receipt(self, response: httpx2.Response) -> None:
         if "pacer" in response.extensions:
             self.receipts.append(response.extensions["pacer"])
 
+    async def _agent(self, client: AsyncOpenAI, number: int) -> None:
+        first, *others = (NOTE.format(number=number, task=task) for task in TASKS)
+        if await self._answered(self._ask(client, first)) and number % 3 == 0:
+            await asyncio.gather(*(self._answered(self._ask_streaming(client, prompt)) for prompt in others))
 
-class Fleet:
-    """Agents that answer in one word; every third one asks two sub-agents, which stream."""
-
-    def __init__(self, run: Run, transport: httpx2.AsyncBaseTransport, url: str, stream_options: object) -> None:
-        self._run = run
-        self._stream_options = stream_options
-        http_client = httpx2.AsyncClient(transport=transport, event_hooks={"response": [run.note]}, timeout=600)
-        self._client = openai.AsyncOpenAI(
-            api_key="unused", base_url=f"{url}/v1", http_client=http_client, max_retries=0
-        )
-
-    async def work(self, agents: int) -> None:
-        """Send them all at once, and wait for the last."""
+    async def _answered(self, asking: Awaitable[int]) -> bool:
+        """Whether there was an answer; an agent that is refused has nothing more to do."""
         started = time.monotonic()
-        async with self._client:
-            await asyncio.gather(*(self._agent(number) for number in range(agents)))
-        self._run.seconds = time.monotonic() - started
-
-    async def _agent(self, number: int) -> None:
-        if await self._ask(f"Agent {number}: name a ship.", streams=False) and number % 3 == 0:
-            asks = (self._ask(f"Sub-agent {number}.{n}: name a port.", streams=True) for n in range(SUB_AGENTS))
-            await asyncio.gather(*asks)
-
-    async def _ask(self, question: str, *, streams: bool) -> bool:
-        """One call; whether it was let through."""
+        self.in_flight += 1
         try:
-            await (self._streamed(question) if streams else self._plain(question))
+            used = await asking
         except openai.APIStatusError as error:
-            if error.status_code != 402:
+            if error.status_code != httpx2.codes.PAYMENT_REQUIRED:
                 raise
-            self._run.refusals += 1
+            self.refused += 1
             return False
-        self._run.answers += 1
+        finally:
+            self.in_flight -= 1
+        self.calls.append(Call(started, used, time.monotonic(), used))
         return True
 
-    async def _plain(self, question: str) -> None:
-        await self._client.chat.completions.create(
-            model=MODEL, max_tokens=LONGEST_ANSWER, messages=[{"role": "user", "content": CONTEXT + question}]
+    async def _ask(self, client: AsyncOpenAI, prompt: str) -> int:
+        answer = await client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": prompt}], max_tokens=OUTPUT_TOKENS
         )
+        return answer.usage.total_tokens if answer.usage else 0
 
-    async def _streamed(self, question: str) -> None:
-        stream = await self._client.chat.completions.create(
+    async def _ask_streaming(self, client: AsyncOpenAI, prompt: str) -> int:
+        used = 0
+        async for chunk in await client.chat.completions.create(
             model=MODEL,
-            max_tokens=LONGEST_ANSWER,
-            messages=[{"role": "user", "content": CONTEXT + question}],
+            messages=[{"role": "user", "content": prompt}],
+            max_tokens=OUTPUT_TOKENS,
             stream=True,
-            extra_body=self._stream_options,
-        )
-        async for _ in stream:
-            pass
+            stream_options={"include_usage": True} if self.asks_usage else omit,
+        ):
+            used = chunk.usage.total_tokens if chunk.usage else used
+        return used
 
 
-@asynccontextmanager
-async def shown(run: Run, pacer: Pacer | None, console: Console) -> AsyncIterator[None]:
-    """A live table while the block runs."""
-    with Live(console=console, auto_refresh=False, transient=True) as live:
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to: its calls, ``booked`` tokens by our own side, ``served`` tokens by the server's count."""
 
-        async def refresh() -> None:
-            while True:
-                live.update(live_table(run, pacer), refresh=True)
-                await asyncio.sleep(REFRESH_SECONDS)
-
-        task = asyncio.create_task(refresh())
-        try:
-            yield
-        finally:
-            task.cancel()
+    calls: list[Call]
+    refused: int
+    seconds: float
+    booked: int
+    served: int
 
 
-def live_table(run: Run, pacer: Pacer | None) -> Table:
-    """How the run stands right now."""
-    table = Table(title=run.name)
-    now = time.monotonic()
-    lately = sum(seen.tokens for seen in run.witness.seen if seen.sent_at > now - 1)
-    columns = {"tokens/s": f"{lately:,}", "calls": f"{len(run.witness.seen)}", "refused": f"{run.refusals}"}
-    if pacer is None:
-        columns["spent"] = f"{run.witness.tokens:,}"
-    else:
-        status = pacer.status()
-        columns["tokens/s"] += f" of {status.tokens_per_second:,.0f}"
-        columns |= {"spent": f"{status.spent:,}", "held": f"{status.held:,}", "remaining": f"{status.remaining:,}"}
-        columns |= {"in flight": str(status.in_flight), "waiting": str(status.waiting)}
-    for column in columns:
-        table.add_column(column, justify="right")
-    table.add_row(*columns.values())
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Something that must hold, and the numbers that tell."""
+
+    holds: bool
+    text: str
+
+
+class Speed:
+    """Tokens per second of the last stretch, from a total that is looked at now and then."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def at(self, now: float, total: int) -> float:
+        """The speed, given the total at ``now``."""
+        self._seen.append((now, total))
+        while now - self._seen[0][0] > SPEED_SECONDS:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        return (total - before) / (now - since) if now > since else 0.0
+
+
+def bare_run(server: ModelServer, agents: int, console: Console) -> Outcome:
+    """The fleet with a client as it comes."""
+    fleet = Fleet(agents, server.url, _network(), asks_usage=True)
+    seconds, served = _watched(fleet, server, _live(console, lambda: bare_table(fleet)))
+    return Outcome(fleet.calls, fleet.refused, seconds, sum(call.used for call in fleet.calls), served)
+
+
+def paced_run(server: ModelServer, agents: int, console: Console, pacer: Pacer) -> Outcome:
+    """The same fleet, with the transport that is all the difference."""
+    speed = Speed()
+    fleet = Fleet(agents, server.url, BudgetTransport(_network(), pacer=pacer), asks_usage=False)
+    seconds, served = _watched(fleet, server, _live(console, lambda: paced_table(pacer, speed)))
+    calls = [_as_call(receipt) for receipt in fleet.receipts]
+    return Outcome(calls, fleet.refused, seconds, pacer.status().spent, served)
+
+
+def _as_call(receipt: Receipt) -> Call:
+    assert receipt.settled_at is not None
+    assert receipt.charged is not None
+    return Call(receipt.admitted_at, receipt.paced, receipt.settled_at, receipt.charged)
+
+
+def _network() -> httpx2.AsyncHTTPTransport:
+    return httpx2.AsyncHTTPTransport(limits=httpx2.Limits(max_keepalive_connections=0))  # see ModelServer
+
+
+def _live(console: Console, table: Callable[[], Table]) -> Live:
+    return Live(get_renderable=table, console=console, transient=True)
+
+
+def _watched(fleet: Fleet, server: ModelServer, live: AbstractContextManager[object]) -> tuple[float, int]:
+    """Run the fleet under the live table: the seconds it took and the tokens the server counted."""
+    before, started = server.tokens_served(), time.monotonic()
+    with live:
+        asyncio.run(fleet.run())
+    return time.monotonic() - started, server.tokens_served() - before
+
+
+def bare_table(fleet: Fleet) -> Table:
+    """The live table of the bare run."""
+    tokens = sum(call.used for call in fleet.calls)
+    return _one_row(answered=f"{len(fleet.calls)}", tokens=f"{tokens:,}", in_flight=f"{fleet.in_flight}")
+
+
+def paced_table(pacer: Pacer, speed: Speed) -> Table:
+    """The live table of the paced run."""
+    now = pacer.status()
+    tokens_per_second = speed.at(time.monotonic(), now.spent)
+    return _one_row(
+        tokens_per_second=f"{tokens_per_second:,.0f} of {now.tokens_per_second:,.0f}",
+        spent=f"{now.spent:,}",
+        held=f"{now.held:,}",
+        remaining=f"{now.remaining:,}",
+        in_flight=f"{now.in_flight}",
+        waiting=f"{now.waiting}",
+        next_in="" if now.next_seconds is None else f"{now.next_seconds:.1f} s",
+        refused=f"{now.refused}",
+    )
+
+
+def _one_row(**cells: str) -> Table:
+    table = Table(*(name.replace("_", " ") for name in cells))
+    table.add_row(*cells.values())
     return table
 
 
-def largest_window(moments: Iterable[tuple[float, int]], seconds: float = 1.0) -> int:
-    """The largest sum of amounts in any window of that length."""
-    ordered = sorted(moments)
-    largest = total = first = 0
-    for moment, amount in ordered:
-        total += amount
-        while ordered[first][0] <= moment - seconds:
-            total -= ordered[first][1]
-            first += 1
-        largest = max(largest, total)
+def largest_second(calls: Iterable[Call]) -> int:
+    """The most tokens used by calls that were let go within one second."""
+    window: deque[Call] = deque()
+    largest = inside = 0
+    for call in sorted(calls, key=lambda call: call.started_at):
+        window.append(call)
+        inside += call.used
+        while call.started_at - window[0].started_at >= 1.0:
+            inside -= window.popleft().used
+        largest = max(largest, inside)
     return largest
 
 
-def window_allowed(receipts: list[Receipt], rate: float, burst: float) -> tuple[int, float]:
-    """What one second admitted at most, and what the books allow for it.
+def largest_draw(calls: Sequence[Call], rate: float) -> float:
+    """The most tokens any stretch of time took beyond its rate x seconds and beyond what ended calls gave back in it.
 
-    A full bucket (or one call larger than it) and a second's refill may go. What a settlement gives back to the bucket
-    may be handed out again, so it counts against the admissions of its second.
+    Tokens leave the bucket at the grant as expected, and the difference to those used comes back when the call ends. No
+    stretch, of one second or any other length, can then start with more than the burst or end deeper in debt than one
+    larger call leaves: the draw is at most max(burst, largest call).
     """
-    taken = [(receipt.admitted_at, receipt.paced) for receipt in receipts]
-    returned = [
-        (receipt.settled_at, min(0, receipt.charged - receipt.paced))
-        for receipt in receipts
-        if receipt.settled_at is not None and receipt.charged is not None
-    ]
-    largest_call = max((receipt.paced for receipt in receipts), default=0)
-    return largest_window(taken + returned), max(burst, largest_call) + rate
+    moves = [(call.started_at, True, call.taken) for call in calls]
+    moves += [(call.ended_at, False, call.used - call.taken) for call in calls]
+    drawn, lowest, largest = 0, math.inf, 0.0
+    for at, is_grant, tokens in sorted(moves):
+        if is_grant:
+            lowest = min(lowest, drawn - rate * at)
+            largest = max(largest, drawn + tokens - rate * at - lowest)
+        drawn += tokens
+    return largest
 
 
-def failures(run: Run, pacer: Pacer, rate: float, burst: float) -> list[str]:
-    """What is wrong with the paced run; empty when everything is as promised."""
-    status = pacer.status()
-    admitted, allowed = window_allowed(run.receipts, rate, burst)
-    found = []
-    if status.spent != run.witness.tokens or status.unknown or status.held:
-        found.append(f"the books say {status.spent:,} (and {status.unknown:,} unknown), the server says otherwise")
-    if status.ceiling is not None and run.witness.tokens > status.ceiling:
-        found.append(f"the server's bill of {run.witness.tokens:,} is over the ceiling of {status.ceiling:,}")
-    if admitted > allowed:
-        found.append(f"one second admitted {admitted:,} tokens, the rules allow {allowed:,.0f}")
-    return found
+def check_books(outcome: Outcome, pacer: Pacer) -> Check:
+    """What the pacer booked is what the server counted, to the token, and no call is left open or unknown."""
+    now = pacer.status()
+    holds = outcome.booked == outcome.served and now.unknown == now.held == now.in_flight == 0
+    return Check(
+        holds,
+        f"books: {outcome.booked:,} spent + {now.unknown:,} unknown + {now.held:,} held; "
+        f"the server counted {outcome.served:,}",
+    )
 
 
-def receipt_table(bare: Run, paced: Run, pacer: Pacer, waits: list[float], rate: float, burst: float) -> Table:
+def check_ceiling(outcome: Outcome, pacer: Pacer) -> Check:
+    """Nobody counted more than the ceiling."""
+    ceiling = pacer.settings.ceiling or 0
+    most = max(outcome.booked, outcome.served)
+    return Check(most <= ceiling, f"ceiling: {most:,} of {ceiling:,}, {outcome.refused} calls refused")
+
+
+def check_rate(outcome: Outcome, pacer: Pacer) -> Check:
+    """No stretch of time drew more than the bucket can hold: see :func:`largest_draw`."""
+    rate, burst = pacer.settings.tokens_per_second or 0.0, pacer.settings.burst or 0.0
+    draw = largest_draw(outcome.calls, rate)
+    most = max(burst, *(call.taken for call in outcome.calls), 0)
+    return Check(
+        draw <= most + ROUNDING,
+        f"rate: no window of time drew more than {draw:,.1f} tokens beyond {rate:,g}/s; {most:,.0f} are allowed",
+    )
+
+
+def receipt(bare: Outcome, paced: Outcome, spans: InMemorySpanExporter) -> Table:
     """Both runs side by side."""
-    status = pacer.status()
-    admitted, allowed = window_allowed(paced.receipts, rate, burst)
-    table = Table(title="Receipt")
-    for column in ("", bare.name, paced.name):
-        table.add_column(column, justify="right" if column else "left")
-    runs = (bare, paced)
-    table.add_row("calls answered", *(f"{run.answers}" for run in runs))
-    table.add_row("calls refused", *(f"{run.refusals}" for run in runs))
-    table.add_row("seconds", *(f"{run.seconds:.1f}" for run in runs))
-    sent = (largest_window((seen.sent_at, seen.tokens) for seen in run.witness.seen) for run in runs)
-    table.add_row("most tokens sent in one second", *(f"{most:,}" for most in sent))
-    table.add_row("most admitted in one second, allowed", "", f"{admitted:,} of {allowed:,.0f}")
-    table.add_row("calls that waited, seconds together", "", f"{len(waits)}, {sum(waits):.1f}")
-    table.add_row("tokens by the server's usage", *(f"{run.witness.tokens:,}" for run in runs))
-    table.add_row("tokens by our books", "none kept", f"{status.spent:,} of {status.ceiling or 0:,}")
+    table = Table("", "bare", "paced and capped", title="receipt")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, show in _ROWS.items():
+        table.add_row(name, show(bare), show(paced))
+    table.add_row("waits, and seconds waited by all together", "none", waits(spans))
     return table
 
 
-def recorded_spans() -> InMemorySpanExporter:
-    """Record the spans of this process, as an application would that exports them."""
+_ROWS: dict[str, Callable[[Outcome], str]] = {
+    "calls answered": lambda run: f"{len(run.calls):,}",
+    "calls refused": lambda run: f"{run.refused:,}",
+    "seconds": lambda run: f"{run.seconds:.1f}",
+    "tokens per second": lambda run: f"{run.served / run.seconds:,.0f}",
+    "most tokens let go within one second": lambda run: f"{largest_second(run.calls):,}",
+    "tokens, our books (bare: the answers' usage)": lambda run: f"{run.booked:,}",
+    "tokens, the server's own count": lambda run: f"{run.served:,}",
+}
+
+
+def waits(spans: InMemorySpanExporter) -> str:
+    """Number and total seconds of the ``pacer.wait`` spans."""
+    seconds = [
+        (span.end_time - span.start_time) / 1e9
+        for span in spans.get_finished_spans()
+        if span.name == "pacer.wait" and span.start_time is not None and span.end_time is not None
+    ]
+    return f"{len(seconds)}, {sum(seconds):,.1f} s"
+
+
+def record_spans() -> InMemorySpanExporter:
+    """Set up the OpenTelemetry SDK, as the application does whose spans the pacer's are."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -278,51 +333,44 @@ def recorded_spans() -> InMemorySpanExporter:
     return exporter
 
 
-def waits_of(exporter: InMemorySpanExporter) -> list[float]:
-    """The seconds of each ``pacer.wait`` span."""
-    return [
-        (span.end_time - span.start_time) / 1e9
-        for span in exporter.get_finished_spans()
-        if span.name == "pacer.wait" and span.end_time is not None and span.start_time is not None
-    ]
-
-
-async def demo(url: str, agents: int, rate: float, ceiling: int, console: Console) -> list[str]:
-    """Both runs and their receipt; returns what went wrong."""
-    spans = recorded_spans()
-    bare = Run("bare")
-    console.print(f"{agents} agents on {MODEL}, with a bare client ...")
-    async with shown(bare, None, console):
-        await Fleet(bare, bare.witness, url, {"stream_options": {"include_usage": True}}).work(agents)
-    burst = BURST_SECONDS * rate
-    pacer = Pacer(tokens_per_second=rate, burst=burst, ceiling=ceiling, run="demo")
-    paced = Run("paced and capped")
-    console.print(f"the same at {rate:,.0f} tokens/s under a ceiling of {ceiling:,} tokens ...")
-    async with shown(paced, pacer, console):
-        await Fleet(paced, BudgetTransport(paced.witness, pacer=pacer), url, None).work(agents)
-    console.print(receipt_table(bare, paced, pacer, waits_of(spans), rate, burst))
-    return failures(paced, pacer, rate, burst)
+def show_both(pacer: Pacer, agents: int) -> bool:
+    """Run the fleet both ways and print the receipt; whether all checks hold."""
+    console, spans = Console(), record_spans()
+    console.print("Starting the model (its first start puts together 253 MB in the cache) ...")
+    with ModelServer() as server:
+        console.print(f"Bare: {agents} agents ask at once ...")
+        bare = bare_run(server, agents, console)
+        console.print(f"Paced and capped: {pacer!r} ...")
+        paced = paced_run(server, agents, console, pacer)
+    console.print(receipt(bare, paced, spans))
+    checks = [check(paced, pacer) for check in (check_books, check_ceiling, check_rate)]
+    for check in checks:
+        console.print("[green]ok[/]    " if check.holds else "[red]FAILED[/]", check.text, soft_wrap=True)
+    return all(check.holds for check in checks)
 
 
 def main() -> int:
-    """Run the demo; 0 only if the books agree and every limit was kept."""
-    parser = argparse.ArgumentParser(prog="pacer.cli.demo", description=__doc__)
-    parser.add_argument("--agents", type=int, default=20)
-    parser.add_argument("--tokens-per-second", type=float, default=250.0)
-    parser.add_argument("--ceiling", type=int, default=4_000)
-    args = parser.parse_args()
-    console = Console()
-    with ModelServer() as server:
-        wrong = asyncio.run(demo(server.url, args.agents, args.tokens_per_second, args.ceiling, console))
-    for line in wrong:
-        console.print(f"[red]FAILED[/red]: {line}")
-    if not wrong:
-        console.print("The books equal the server's usage, and no second admitted more than allowed.")
-    return 1 if wrong else 0
+    """Run the demo; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pacer.cli.demo", description="A fan-out of agents, bare and paced")
+    parser.add_argument("--agents", type=int, default=AGENTS, help="every third calls two sub-agents (%(default)s)")
+    parser.add_argument("--tokens-per-second", type=float, default=TOKENS_PER_SECOND, help="the rate (%(default)g)")
+    parser.add_argument("--ceiling", type=int, help=f"tokens for the whole run ({CEILING_PER_AGENT} per agent)")
+    chosen = parser.parse_args()
+    rate, ceiling = chosen.tokens_per_second, chosen.ceiling
+    try:
+        pacer = Pacer(
+            tokens_per_second=rate,
+            burst=rate * BURST_SECONDS,
+            ceiling=chosen.agents * CEILING_PER_AGENT if ceiling is None else ceiling,
+            run="demo",
+        )
+        return 0 if show_both(pacer, chosen.agents) else 1
+    except SettingsError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(main())
