@@ -115,6 +115,36 @@ def test_anthropic_plain_and_streamed(server: ModelServer, budget: Pacer):
     assert nothing_held(budget)
 
 
+def test_openai_responses_plain_and_streamed(server: ModelServer, budget: Pacer):
+    async def main() -> int:
+        async with openai_client(server, budget) as client:
+            plain = await client.responses.create(model="g", input="Name a ship in one word.", max_output_tokens=5)
+            stream = await client.responses.create(model="g", input="Name a port.", max_output_tokens=5, stream=True)
+            ends = [event.response async for event in stream if event.type == "response.completed"]
+        return sum(each.usage.total_tokens for each in (plain, *ends) if each.usage is not None)
+
+    bill = asyncio.run(main())
+    assert budget.status().spent == bill > 20
+    assert (budget.status().calls, budget.status().unknown) == (2, 0)
+    assert nothing_held(budget)
+
+
+def test_openai_completions_plain_and_streamed(server: ModelServer, budget: Pacer):
+    """By the server's own count: an answer need not tell its caller."""
+    served = server.tokens_served()
+
+    async def main() -> None:
+        async with openai_client(server, budget) as client:
+            await client.completions.create(model="g", prompt="A ship is", max_tokens=5)
+            async for _ in await client.completions.create(model="g", prompt="A port is", max_tokens=5, stream=True):
+                pass
+
+    asyncio.run(main())
+    assert budget.status().spent == server.tokens_served() - served > 10
+    assert (budget.status().calls, budget.status().unknown) == (2, 0)
+    assert nothing_held(budget)
+
+
 def test_a_cancelled_task_books_its_worst_case_and_holds_nothing(server: ModelServer, budget: Pacer):
     async def main() -> None:
         async with openai_client(server, budget) as client:

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pacer.usage import Usage
-from transports.wire import Tally, Wire, anthropic, generic, openai_chat, recognise
+from transports.wire import Tally, Wire, anthropic, generic, openai_chat, openai_responses, openai_text, recognise
 from transports.wire.format import LARGEST_CAP
 
 JSON = {"content-type": "application/json"}
 UTF8 = {"content-type": "application/json; charset=utf-8"}
 CHAT, CLAUDE, OTHER = openai_chat.WIRE, anthropic.WIRE, generic.WIRE
+RESPONSES, COMPLETIONS, EMBEDDINGS = openai_responses.WIRE, openai_text.COMPLETIONS, openai_text.EMBEDDINGS
 WIRES = [CHAT, CLAUDE, OTHER]
 HOSTILE = [
     b"",
@@ -55,9 +56,9 @@ def body(**members: object) -> bytes:
         ("/openai/deployments/my-gpt/chat/completions", CHAT),
         ("/v1/messages", CLAUDE),
         ("/gateway/anthropic/v1/messages", CLAUDE),
-        ("/v1/responses", OTHER),
-        ("/v1/completions", OTHER),
-        ("/v1/embeddings", OTHER),
+        ("/v1/responses", RESPONSES),
+        ("/v1/completions", COMPLETIONS),
+        ("/v1/embeddings", EMBEDDINGS),
         ("/api/generate", OTHER),
         ("/api/chat", OTHER),
         ("/v2/chat", OTHER),
@@ -65,7 +66,8 @@ def body(**members: object) -> bytes:
         ("/v1beta/models/gemini-2.0-flash:streamGenerateContent", OTHER),
         ("/v1/projects/p/locations/l/publishers/anthropic/models/c:streamRawPredict", OTHER),
         ("/model/anthropic.claude/invoke", OTHER),
-        ("/openai/deployments/batches-of-files/responses", OTHER),
+        ("/openai/deployments/batches-of-files/responses", RESPONSES),
+        ("/openai/deployments/my-gpt/completions", COMPLETIONS),
         ("/model/amazon.nova/converse-stream", OTHER),
     ],
 )
@@ -364,3 +366,75 @@ def test_an_input_that_the_end_of_a_stream_leaves_out_is_that_of_its_start(late)
     CLAUDE.read_event(body(type="message_start", message={"usage": {"input_tokens": 20, "output_tokens": 1}}), tally)
     CLAUDE.read_event(body(type="message_delta", usage={"input_tokens": late, "output_tokens": 10}), tally)
     assert CLAUDE.usage(tally.usage) == Usage(20, 10)
+
+
+# ---------------------------------------------------------------- OpenAI's other calls
+
+
+@pytest.mark.parametrize(
+    ("members", "cap", "choices"),
+    [
+        ({}, 16, 1),
+        ({"max_tokens": 50, "n": 3}, 50, 3),
+        ({"max_tokens": 50, "n": 2, "best_of": 5}, 50, 5),
+        ({"max_tokens": 50, "prompt": ["a", "b"], "n": 2}, 50, 4),
+        ({"max_tokens": 50, "prompt": [1, 2, 3]}, 50, 1),
+        ({"max_tokens": 50, "prompt": [[1, 2], [3]]}, 50, 2),
+    ],
+)
+def test_a_completion_counts_all_answers_it_makes(members, cap, choices):
+    """Also those that ``best_of`` throws away, and one for each prompt."""
+    call = COMPLETIONS.read_request(body(model="m", **members), True)
+    assert (call.model, call.output_cap, call.choices) == ("m", cap, choices)
+
+
+def test_a_streamed_completion_is_asked_for_its_usage_like_chat():
+    call = COMPLETIONS.read_request(body(model="m", prompt="x", stream=True), True)
+    assert call.body_asking_usage is not None
+    assert json.loads(call.body_asking_usage)["stream_options"] == {"include_usage": True}
+    asked = body(model="m", prompt="x", stream=True, stream_options={"include_usage": True})
+    assert COMPLETIONS.read_request(asked, True).body_asking_usage is None
+
+
+def test_the_text_of_a_completion_stream_is_seen():
+    tally = Tally()
+    COMPLETIONS.read_event(body(choices=[{"text": "word"}]), tally)
+    COMPLETIONS.read_event(body(choices=[{"text": "", "finish_reason": "stop"}]), tally)
+    assert tally.seen_output == 1
+
+
+def test_an_embedding_holds_no_output():
+    call = EMBEDDINGS.read_request(body(model="m", input=["x"]), True)
+    assert call.output_cap == 0
+    assert EMBEDDINGS.usage({"prompt_tokens": 8, "total_tokens": 8}) == Usage(8)
+
+
+@pytest.mark.parametrize("end", ["response.completed", "response.incomplete", "response.failed"])
+def test_every_end_of_a_responses_stream_carries_the_bill(end):
+    tally = Tally()
+    RESPONSES.read_event(body(type="response.created", response={"usage": None}), tally)
+    RESPONSES.read_event(body(type="response.output_text.delta", delta="word"), tally)
+    assert (tally.final, tally.seen_output) == (False, 1)
+    usage = {"input_tokens": 20, "output_tokens": 10, "total_tokens": 30, "input_tokens_details": {"cached_tokens": 5}}
+    RESPONSES.read_event(body(type=end, response={"usage": usage}), tally)
+    assert tally.final
+    assert RESPONSES.usage(tally.usage) == Usage(20, 10, cached=5)
+
+
+@pytest.mark.parametrize("value", [None, -1, "30", 30.5, True, [], {}], ids=repr)
+def test_a_responses_usage_with_one_wrong_number_is_missing(value):
+    for member in ("input_tokens", "output_tokens", "total_tokens"):
+        assert RESPONSES.usage({"input_tokens": 20, "output_tokens": 10, "total_tokens": 30, member: value}) is None
+
+
+def test_a_responses_call_declares_its_cap_in_its_own_way():
+    call = RESPONSES.read_request(body(model="m", max_output_tokens=70, input="x", stream=True), True)
+    assert (call.model, call.output_cap, call.streamed, call.body_asking_usage) == ("m", 70, True, None)
+
+
+@pytest.mark.parametrize("wire", [RESPONSES, COMPLETIONS, EMBEDDINGS], ids=["responses", "completions", "embeddings"])
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text)[:20])
+def test_hostile_bodies_break_no_other_reader(wire, text):
+    wire.read_request(text, True)
+    wire.read_answer(text)
+    wire.read_event(text, Tally())

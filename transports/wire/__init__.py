@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from transports.wire import anthropic, generic, openai_chat
+from transports.wire import anthropic, generic, openai_chat, openai_responses, openai_text
 from transports.wire.format import Call, Tally, Wire
 
 __all__ = ["Call", "Tally", "Wire", "recognise"]
 
-_FAMILIES: tuple[Wire, ...] = (openai_chat.WIRE, anthropic.WIRE)
+_FAMILIES: tuple[Wire, ...] = (
+    openai_chat.WIRE,  # before completions: its path ends like theirs
+    openai_responses.WIRE,
+    openai_text.COMPLETIONS,
+    openai_text.EMBEDDINGS,
+    anthropic.WIRE,
+)
 
 
 def recognise(method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Wire | None:

@@ -12,7 +12,7 @@ from pacer.usage import Usage
 from transports.wire import anthropic, openai_chat
 from transports.wire import format as f
 
-_ENDS = ("/responses", "/completions", "/embeddings", "/generate", "/chat", "/converse", "/converse-stream", "/invoke")
+_ENDS = ("/generate", "/chat", "/converse", "/converse-stream", "/invoke")
 _VERBS = (":generateContent", ":streamGenerateContent", ":rawPredict", ":streamRawPredict")
 _NO_CALLS = ("/count_tokens", ":countTokens", "/input_tokens", "/tokenize", "/moderations", "/files", "/batches")
 

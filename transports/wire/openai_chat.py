@@ -29,6 +29,7 @@ class _Answer(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     delta: Any = None
+    text: Any = None
     finish_reason: Any = None
 
 
@@ -53,14 +54,15 @@ def _read_request(body: bytes, ask_usage: bool) -> f.Call:
         choices=f.choices(said.n),
         streamed=said.stream is True,
     )
-    asked = isinstance(said.stream_options, dict) and said.stream_options.get("include_usage") is True
-    if call.streamed and ask_usage and not asked:
-        call.body_asking_usage = _asking_usage(body, said.stream_options)
+    if call.streamed and ask_usage:
+        call.body_asking_usage = asking_usage(body, said.stream_options)
     return call
 
 
-def _asking_usage(body: bytes, options: object) -> bytes | None:
-    """The same request with ``include_usage``; every other member keeps its bytes."""
+def asking_usage(body: bytes, options: object) -> bytes | None:
+    """The same request with ``include_usage``, every other member with its bytes; ``None`` if it asks already."""
+    if isinstance(options, dict) and options.get("include_usage") is True:
+        return None
     fields = f.decoded(_fields, body)
     if fields is None:
         return None
@@ -69,12 +71,14 @@ def _asking_usage(body: bytes, options: object) -> bytes | None:
     return msgspec.json.encode(fields)
 
 
-def _read_answer(body: bytes) -> dict[str, object] | None:
+def read_answer(body: bytes) -> dict[str, object] | None:
+    """The usage of a whole answer."""
     said = f.decoded(_answer, body)
     return said.usage if said is not None and isinstance(said.usage, dict) else None
 
 
-def _read_event(data: bytes, tally: f.Tally) -> bool:
+def read_event(data: bytes, tally: f.Tally) -> bool:
+    """Take one event into the tally; whether it carries nothing but usage."""
     if data == b"[DONE]":
         tally.final = bool(tally.usage)
         return False
@@ -83,7 +87,7 @@ def _read_event(data: bytes, tally: f.Tally) -> bool:
         return False
     if said.choices:
         for choice in said.choices:
-            tally.seen_output += _says_something(choice.delta)
+            tally.seen_output += bool(choice.text) or _says_something(choice.delta)
     if said.usage is not None:
         tally.usage = said.usage if isinstance(said.usage, dict) else {"invalid": True}
         tally.final = not said.choices or any(choice.finish_reason for choice in said.choices)
@@ -99,7 +103,8 @@ def _says_something(delta: object) -> bool:
     return False
 
 
-def _usage(said: dict[str, object]) -> Usage | None:
+def usage(said: dict[str, object]) -> Usage | None:
+    """The usage, if every number in it can be believed."""
     total = f.tokens(said.get("total_tokens", 0))
     # Only a total can stand in for an output that is not told, as it does for embeddings.
     completion = f.tokens(said.get("completion_tokens", 0 if total else None))
@@ -112,4 +117,4 @@ def _usage(said: dict[str, object]) -> Usage | None:
     return Usage(prompt, completion, cached, reasoning, total)
 
 
-WIRE = f.Wire("openai", "/chat/completions", _read_request, _read_answer, _read_event, _usage)
+WIRE = f.Wire("openai", "/chat/completions", _read_request, read_answer, read_event, usage)
