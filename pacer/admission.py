@@ -14,7 +14,7 @@ from pacer import ledger
 from pacer.bucket import Bucket
 from pacer.errors import BudgetExceeded, CeilingReached, WaitTooLong
 from pacer.ledger import Account
-from pacer.usage import Estimate, Rate, Settlement, Status, Usage, Wait
+from pacer.usage import Estimate, Rate, Settlement, Status, Uncharged, Usage, Wait
 
 Kind = Literal["tokens", "input", "output", "requests"]
 
@@ -115,6 +115,7 @@ class Admission:
         self.max_wait = max_wait
         self.may_wait = may_wait
         self.refused = 0
+        self.uncharged: dict[Uncharged, int] = {"unmetered": 0, "failed": 0}
         self._lane: OrderedDict[Ticket, None] = OrderedDict()
         self._backlog = dict.fromkeys(gates, 0)
         self._largest_waiting = 0
@@ -227,8 +228,8 @@ class Admission:
             tokens_available=tokens.bucket.level(now) if tokens else None,
             calls=account.calls,
             refused=self.refused,
-            unmetered=0,
-            failed=0,
+            unmetered=self.uncharged["unmetered"],
+            failed=self.uncharged["failed"],
         )
 
     def _is_late(self, ticket: Ticket, wait: Wait, now: float) -> bool:

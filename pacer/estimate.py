@@ -80,7 +80,7 @@ class Estimator:
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, _Model] = OrderedDict()
-        self._learning = threading.RLock()  # a garbage collection inside may settle, and learn, in the same thread
+        self._learning = threading.Lock()
 
     def input(self, model: str, units: float) -> tuple[int, int]:
         """Input tokens: the expected number and a safe upper one."""
@@ -94,10 +94,15 @@ class Estimator:
         return min(round(known.output), cap * choices), cap * choices
 
     def learn(self, model: str, units: float, usage: Usage) -> None:
-        """Take a provider's usage as a lesson about ``model``."""
-        with self._learning:
+        """Take a provider's usage as a lesson about ``model``; missed if another one is being learned right now."""
+        # Never waited for: a garbage collection may come here in the middle of a lesson, or a fork keep it taken.
+        if not self._learning.acquire(blocking=False):
+            return
+        try:
             known = self._models.setdefault(model, _Model())
             self._models.move_to_end(model)
             known.learn(usage.input / max(units, 1.0), usage.output)
             if len(self._models) > MODELS_REMEMBERED:
                 self._models.popitem(last=False)
+        finally:
+            self._learning.release()

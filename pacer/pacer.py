@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator
-from dataclasses import replace
 from typing import Unpack
 
 from pacer import flow, settings, telemetry
@@ -46,8 +45,6 @@ class Pacer:
         self.estimator = Estimator()
         spacing = chosen.requests_per_second
         self._smoothing = Smoothing(spacing) if spacing else None
-        self._unmetered = self._failed = 0
-        self._counting = threading.Lock()
         account = Account(chosen.run, chosen.ceiling, parent=Account("pacer"))
         admission = Admission(
             account,
@@ -77,13 +74,11 @@ class Pacer:
 
     def count_unmetered(self) -> None:
         """A request passed that is no model call."""
-        with self._counting:
-            self._unmetered += 1
+        self._store.count("unmetered")
 
     def count_failed(self) -> None:
         """A provider answered with an error status; the call was not charged."""
-        with self._counting:
-            self._failed += 1
+        self._store.count("failed")
         telemetry.uncharged("provider_error", self.run)
 
     def set_ceiling(self, ceiling: int | None) -> None:
@@ -92,7 +87,7 @@ class Pacer:
 
     def status(self) -> Status:
         """How everything stands at this instant."""
-        return replace(self._store.status(), unmetered=self._unmetered, failed=self._failed)
+        return self._store.status()
 
     def __repr__(self) -> str:
         now = self.status()

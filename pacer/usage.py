@@ -78,6 +78,10 @@ class Wait:
     seconds: float | None
 
 
+Uncharged = Literal["unmetered", "failed"]
+"""Requests that passed without being charged: no model call, or one that the provider answered with an error."""
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """How a pacer stands at one instant; tokens unless the name says otherwise.

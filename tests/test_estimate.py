@@ -62,3 +62,13 @@ def test_the_least_recently_used_model_is_forgotten():
     assert len(estimator._models) == MODELS_REMEMBERED
     assert estimator.input("kept", 100.0)[0] == 300
     assert estimator.input("model-0", 100.0)[0] == 100
+
+
+def test_a_lesson_in_the_middle_of_another_is_missed_and_does_not_hang():
+    """As when a garbage collection settles a call in the middle of it, or a fork keeps the lock taken."""
+    estimator = Estimator()
+    with estimator._learning:
+        estimator.learn("m", 100.0, Usage(input=300))
+    assert estimator.input("m", 100.0)[0] == 100
+    estimator.learn("m", 100.0, Usage(input=300))
+    assert estimator.input("m", 100.0)[0] == 300

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from pacer.admission import Reservation, Seat, Ticket
-from pacer.usage import Estimate, Settlement, Status, Usage
+from pacer.usage import Estimate, Settlement, Status, Uncharged, Usage
 
 __all__ = ["Store"]
 
@@ -30,6 +30,9 @@ class Store(Protocol):
 
     def set_ceiling(self, ceiling: int | None) -> None:
         """Change the ceiling of the run at once."""
+
+    def count(self, uncharged: Uncharged) -> None:
+        """Count a request that passed without being charged."""
 
     def status(self) -> Status:
         """How everything stands at one instant."""

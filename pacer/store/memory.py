@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from pacer.admission import Admission, Reservation, Seat, Ticket
-from pacer.usage import Estimate, Settlement, Status, Usage
+from pacer.usage import Estimate, Settlement, Status, Uncharged, Usage
 
 _log = logging.getLogger("pacer")
 
@@ -66,6 +66,11 @@ class MemoryStore:
         """Change the ceiling; wakes whom it helps and refuses whom it leaves without hope."""
         with self._books():
             self._admission.set_ceiling(ceiling)
+
+    def count(self, uncharged: Uncharged) -> None:
+        """Count a request that passed without being charged."""
+        with self._books():
+            self._admission.uncharged[uncharged] += 1
 
     def status(self) -> Status:
         """How everything stands, posted settlements included."""
