@@ -10,13 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pacer.usage import Usage
-from transports.wire import Tally, Wire, anthropic, generic, openai_chat, openai_responses, openai_text, recognise
+from transports.wire import (
+    Tally,
+    Wire,
+    anthropic,
+    gemini,
+    generic,
+    openai_chat,
+    openai_responses,
+    openai_text,
+    recognise,
+)
 from transports.wire.format import LARGEST_CAP
 
 JSON = {"content-type": "application/json"}
 UTF8 = {"content-type": "application/json; charset=utf-8"}
 CHAT, CLAUDE, OTHER = openai_chat.WIRE, anthropic.WIRE, generic.WIRE
 RESPONSES, COMPLETIONS, EMBEDDINGS = openai_responses.WIRE, openai_text.COMPLETIONS, openai_text.EMBEDDINGS
+GEMINI = gemini.WIRE
 WIRES = [CHAT, CLAUDE, OTHER]
 HOSTILE = [
     b"",
@@ -62,8 +73,9 @@ def body(**members: object) -> bytes:
         ("/api/generate", OTHER),
         ("/api/chat", OTHER),
         ("/v2/chat", OTHER),
-        ("/v1beta/models/gemini-2.0-flash:generateContent", OTHER),
-        ("/v1beta/models/gemini-2.0-flash:streamGenerateContent", OTHER),
+        ("/v1beta/models/gemini-2.0-flash:generateContent", GEMINI),
+        ("/v1beta/models/gemini-2.0-flash:streamGenerateContent", GEMINI),
+        ("/v1/projects/p/locations/l/publishers/google/models/gemini-2.0-flash:generateContent", GEMINI),
         ("/v1/projects/p/locations/l/publishers/anthropic/models/c:streamRawPredict", OTHER),
         ("/model/anthropic.claude/invoke", OTHER),
         ("/openai/deployments/batches-of-files/responses", RESPONSES),
@@ -432,9 +444,59 @@ def test_a_responses_call_declares_its_cap_in_its_own_way():
     assert (call.model, call.output_cap, call.streamed, call.body_asking_usage) == ("m", 70, True, None)
 
 
-@pytest.mark.parametrize("wire", [RESPONSES, COMPLETIONS, EMBEDDINGS], ids=["responses", "completions", "embeddings"])
+@pytest.mark.parametrize(
+    "wire", [RESPONSES, COMPLETIONS, EMBEDDINGS, GEMINI], ids=["responses", "completions", "embeddings", "gemini"]
+)
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text)[:20])
 def test_hostile_bodies_break_no_other_reader(wire, text):
     wire.read_request(text, True)
     wire.read_answer(text)
     wire.read_event(text, Tally())
+
+
+# ---------------------------------------------------------------- Gemini
+
+GEMINI_USAGE: dict[str, object] = {
+    "promptTokenCount": 20,
+    "toolUsePromptTokenCount": 3,
+    "candidatesTokenCount": 10,
+    "thoughtsTokenCount": 7,
+    "cachedContentTokenCount": 5,
+    "totalTokenCount": 40,
+}
+
+
+def test_gemini_thinking_and_tools_are_beside_and_cached_content_is_inside():
+    assert GEMINI.usage(GEMINI_USAGE) == Usage(23, 17, cached=5, reasoning=7, total=40)
+    assert GEMINI.usage({"promptTokenCount": 20, "candidatesTokenCount": 10}) == Usage(20, 10)
+
+
+@pytest.mark.parametrize("value", [None, -1, "30", 30.5, True, [], {}], ids=repr)
+def test_a_gemini_usage_with_one_wrong_number_is_missing(value):
+    for member in GEMINI_USAGE:
+        assert GEMINI.usage({**GEMINI_USAGE, member: value}) is None
+    assert GEMINI.usage({"promptTokenCount": 20}) is None
+
+
+def test_gemini_names_its_model_in_the_path_and_its_cap_in_the_configuration():
+    assert GEMINI.model_of is not None
+    assert GEMINI.model_of("/v1beta/models/gemini-2.0-flash:streamGenerateContent") == "gemini-2.0-flash"
+    call = GEMINI.read_request(body(contents=[], generationConfig={"maxOutputTokens": 50, "candidateCount": 2}), True)
+    assert (call.output_cap, call.choices) == (50, 2)
+
+
+def test_the_last_chunk_of_a_gemini_stream_is_its_bill():
+    tally = Tally()
+    part = {"content": {"parts": [{"text": "word"}]}}
+    GEMINI.read_event(body(candidates=[part], usageMetadata={"promptTokenCount": 20}), tally)
+    assert (tally.final, tally.seen_output) == (False, 1)
+    GEMINI.read_event(body(candidates=[{**part, "finishReason": "STOP"}], usageMetadata=GEMINI_USAGE), tally)
+    assert tally.final
+    assert tally.usage == GEMINI_USAGE
+
+
+def test_a_gemini_stream_as_one_array_is_billed_by_its_last_element():
+    parts = [{"usageMetadata": {"promptTokenCount": 20}}, {"usageMetadata": GEMINI_USAGE}]
+    assert GEMINI.read_answer(json.dumps(parts).encode()) == GEMINI_USAGE
+    assert GEMINI.read_answer(json.dumps(parts[1]).encode()) == GEMINI_USAGE
+    assert GEMINI.read_answer(b"[]") is None

@@ -236,6 +236,8 @@ class BudgetTransport(_Transport):
         host = request.url.host
         asks_usage = self._settings.include_usage and host not in _REPORTS_USAGE_UNASKED
         call = wire.read_request(body, asks_usage) if body else Call()
+        if wire.model_of is not None:
+            call.model = wire.model_of(path)
         if call.body_asking_usage is not None and _is_signed(request):
             call.body_asking_usage = None
         units = estimate.units(body) if body is not None else _units_by_size(request.headers.get("content-length"))

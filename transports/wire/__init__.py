@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from transports.wire import anthropic, generic, openai_chat, openai_responses, openai_text
+from transports.wire import anthropic, gemini, generic, openai_chat, openai_responses, openai_text
 from transports.wire.format import Call, Tally, Wire
 
 __all__ = ["Call", "Tally", "Wire", "recognise"]
@@ -18,6 +18,7 @@ _FAMILIES: tuple[Wire, ...] = (
     openai_text.COMPLETIONS,
     openai_text.EMBEDDINGS,
     anthropic.WIRE,
+    gemini.WIRE,
 )
 
 

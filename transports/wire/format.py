@@ -45,14 +45,19 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """One family. ``read_event`` updates the tally and tells whether the event carries nothing but usage."""
+    """One family. ``read_event`` updates the tally and tells whether the event carries nothing but usage.
+
+    ``path_end`` is how the path of its calls ends (one of several ways); ``model_of`` finds the model in a path, where
+    the body does not name it.
+    """
 
     provider: str
-    path_end: str
+    path_end: str | tuple[str, ...]
     read_request: Callable[[bytes, bool], Call]
     read_answer: Callable[[bytes], dict[str, object] | None]
     read_event: Callable[[bytes, Tally], bool]
     usage: Callable[[dict[str, object]], Usage | None]
+    model_of: Callable[[str], str] | None = None
 
 
 def tokens(value: object) -> int | None:

@@ -13,7 +13,7 @@ from transports.wire import anthropic, openai_chat
 from transports.wire import format as f
 
 _ENDS = ("/generate", "/chat", "/converse", "/converse-stream", "/invoke")
-_VERBS = (":generateContent", ":streamGenerateContent", ":rawPredict", ":streamRawPredict")
+_VERBS = (":rawPredict", ":streamRawPredict")
 _NO_CALLS = ("/count_tokens", ":countTokens", "/input_tokens", "/tokenize", "/moderations", "/files", "/batches")
 
 

@@ -1,0 +1,94 @@
+"""Gemini, ``POST .../models/{model}:generateContent`` and ``:streamGenerateContent``, also in Vertex AI's paths.
+
+Thinking is reported beside the candidates' tokens, and what tools put into the prompt beside the prompt's; cached
+content is inside the prompt's. In a stream every chunk may carry usage so far: the one with a ``finishReason`` is the
+bill. Without ``alt=sse`` a stream is one JSON array.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pacer.usage import Usage
+from transports.wire import format as f
+
+
+class _Config(msgspec.Struct):
+    maxOutputTokens: Any = None
+    candidateCount: Any = None
+
+
+class _Request(msgspec.Struct):
+    generationConfig: _Config | None = None
+
+
+class _Candidate(msgspec.Struct):
+    content: Any = None
+    finishReason: Any = None
+
+
+class _Answer(msgspec.Struct):
+    usageMetadata: Any = None
+    candidates: list[_Candidate] | None = None
+
+
+_request = msgspec.json.Decoder(_Request)
+_answer = msgspec.json.Decoder(_Answer)
+_answers = msgspec.json.Decoder(list[_Answer])
+
+
+def _read_request(body: bytes, ask_usage: bool) -> f.Call:
+    said = f.decoded(_request, body)
+    config = said.generationConfig if said is not None else None
+    if config is None:
+        return f.Call()
+    return f.Call(output_cap=f.output_cap(config.maxOutputTokens), choices=f.choices(config.candidateCount))
+
+
+def _read_answer(body: bytes) -> dict[str, object] | None:
+    if body.lstrip().startswith(b"["):
+        parts = f.decoded(_answers, body)
+        said = parts[-1] if parts else None
+    else:
+        said = f.decoded(_answer, body)
+    return said.usageMetadata if said is not None and isinstance(said.usageMetadata, dict) else None
+
+
+def _read_event(data: bytes, tally: f.Tally) -> bool:
+    said = f.decoded(_answer, data)
+    if said is None:
+        return False
+    candidates = said.candidates or []
+    tally.seen_output += sum(1 for candidate in candidates if candidate.content)
+    if said.usageMetadata is not None:
+        tally.usage = said.usageMetadata if isinstance(said.usageMetadata, dict) else {"invalid": True}
+        tally.final = any(candidate.finishReason for candidate in candidates)
+    return False
+
+
+def _usage(said: dict[str, object]) -> Usage | None:
+    names = ("promptTokenCount", "toolUsePromptTokenCount", "candidatesTokenCount", "thoughtsTokenCount")
+    prompt, tools, output, thoughts = (f.tokens(said.get(name, 0)) for name in names)
+    total, cached = f.tokens(said.get("totalTokenCount", 0)), f.tokens(said.get("cachedContentTokenCount", 0))
+    if prompt is None or tools is None or output is None or thoughts is None or total is None or cached is None:
+        return None
+    if prompt == 0 or output + thoughts + total == 0:
+        return None
+    return Usage(prompt + tools, output + thoughts, min(prompt, cached), thoughts, total)
+
+
+def _model_of(path: str) -> str:
+    return f.model(path.rpartition("/")[2].partition(":")[0])
+
+
+WIRE = f.Wire(
+    "gcp.gemini",
+    (":generateContent", ":streamGenerateContent"),
+    _read_request,
+    _read_answer,
+    _read_event,
+    _usage,
+    _model_of,
+)
