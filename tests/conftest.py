@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.servers import CALLERS, Caller
+
+# A loaded machine is slow, not wrong: no example has a deadline.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(params=CALLERS, ids=lambda c: f"{c.library.__name__}-{'async' if c.awaits else 'sync'}")

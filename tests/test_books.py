@@ -178,4 +178,4 @@ class Books(RuleBasedStateMachine):
 
 
 TestBooks = Books.TestCase
-TestBooks.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+TestBooks.settings = settings(max_examples=300, stateful_step_count=50)

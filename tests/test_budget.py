@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -333,3 +334,14 @@ def test_the_reservation_holds_the_output_of_all_choices(n, worst):
     with httpx.Client(transport=BudgetTransport(inner, pacer=pacer)) as client:
         reserved = client.post(URL, json=ask(n=n)).extensions["pacer"].reserved
     assert worst < reserved < worst + 200
+
+
+def test_a_model_that_only_the_path_names_is_learned_by_its_name(caller):
+    """Gemini's body does not say which model it is for."""
+    usage = {"promptTokenCount": 900, "candidatesTokenCount": 10, "totalTokenCount": 910}
+    answer = json.dumps({"usageMetadata": usage}).encode()
+    pacer, inner = Pacer(), Inner(Answer([answer], {"content-type": "application/json"}))
+    url = "http://a.test/v1beta/models/gemini-x:generateContent"
+    caller.send(BudgetTransport(inner, pacer=pacer), url=url, json={"contents": [{"parts": [{"text": "hello"}]}]})
+    assert books(pacer) == (910, 0, 0, 0)
+    assert pacer.estimator.input("gemini-x", 100.0)[0] > pacer.estimator.input("gemini-y", 100.0)[0]
