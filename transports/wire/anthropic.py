@@ -31,7 +31,6 @@ class _Event(msgspec.Struct):
 
 
 _request = msgspec.json.Decoder(_Request)
-_message = msgspec.json.Decoder(_Message)
 _event = msgspec.json.Decoder(_Event)
 
 
@@ -40,11 +39,6 @@ def _read_request(body: bytes, ask_usage: bool) -> f.Call:
     if said is None:
         return f.Call()
     return f.Call(f.model(said.model), f.output_cap(said.max_tokens), streamed=said.stream is True)
-
-
-def _read_answer(body: bytes) -> dict[str, object] | None:
-    said = f.decoded(_message, body)
-    return said.usage if said is not None and isinstance(said.usage, dict) else None
 
 
 def _read_event(data: bytes, tally: f.Tally) -> bool:
@@ -76,4 +70,4 @@ def _usage(said: dict[str, object]) -> Usage | None:
     return Usage(fresh + read + written, output, cached=read)
 
 
-WIRE = f.Wire("anthropic", "/messages", _read_request, _read_answer, _read_event, _usage)
+WIRE = f.Wire("anthropic", "/messages", _read_request, f.usage_of, _read_event, _usage)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -103,3 +103,16 @@ def decoded(decoder: msgspec.json.Decoder[T], text: bytes) -> T | None:
         return decoder.decode(text)
     except _DECODE_ERRORS:
         return None
+
+
+class _Answer(msgspec.Struct):
+    usage: Any = None
+
+
+_answer = msgspec.json.Decoder(_Answer)
+
+
+def usage_of(body: bytes) -> dict[str, object] | None:
+    """The member ``usage`` of a whole answer, where OpenAI and Anthropic have it; ``None`` if there is none."""
+    said = decoded(_answer, body)
+    return said.usage if said is not None and isinstance(said.usage, dict) else None

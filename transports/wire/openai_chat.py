@@ -23,10 +23,6 @@ class _Request(msgspec.Struct):
     stream_options: Any = None
 
 
-class _Answer(msgspec.Struct):
-    usage: Any = None
-
-
 class _Choice(msgspec.Struct):
     delta: Any = None
     text: Any = None
@@ -39,7 +35,6 @@ class _Event(msgspec.Struct):
 
 
 _request = msgspec.json.Decoder(_Request)
-_answer = msgspec.json.Decoder(_Answer)
 _event = msgspec.json.Decoder(_Event)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -69,12 +64,6 @@ def asking_usage(body: bytes, options: object) -> bytes | None:
     merged = {**(options if isinstance(options, dict) else {}), "include_usage": True}
     fields["stream_options"] = msgspec.Raw(msgspec.json.encode(merged))
     return msgspec.json.encode(fields)
-
-
-def read_answer(body: bytes) -> dict[str, object] | None:
-    """The usage of a whole answer."""
-    said = f.decoded(_answer, body)
-    return said.usage if said is not None and isinstance(said.usage, dict) else None
 
 
 def read_event(data: bytes, tally: f.Tally) -> bool:
@@ -117,4 +106,4 @@ def usage(said: dict[str, object]) -> Usage | None:
     return Usage(prompt, completion, cached, reasoning, total)
 
 
-WIRE = f.Wire("openai", "/chat/completions", _read_request, read_answer, read_event, usage)
+WIRE = f.Wire("openai", "/chat/completions", _read_request, f.usage_of, read_event, usage)

@@ -30,7 +30,6 @@ class _Event(msgspec.Struct):
 
 _ENDS = ("response.completed", "response.incomplete", "response.failed")
 _request = msgspec.json.Decoder(_Request)
-_response = msgspec.json.Decoder(_Response)
 _event = msgspec.json.Decoder(_Event)
 
 
@@ -39,11 +38,6 @@ def _read_request(body: bytes, ask_usage: bool) -> f.Call:
     if said is None:
         return f.Call()
     return f.Call(f.model(said.model), f.output_cap(said.max_output_tokens), streamed=said.stream is True)
-
-
-def _read_answer(body: bytes) -> dict[str, object] | None:
-    said = f.decoded(_response, body)
-    return said.usage if said is not None and isinstance(said.usage, dict) else None
 
 
 def _read_event(data: bytes, tally: f.Tally) -> bool:
@@ -68,4 +62,4 @@ def _usage(said: dict[str, object]) -> Usage | None:
     return Usage(given, output, cached, reasoning, total)
 
 
-WIRE = f.Wire("openai", "/responses", _read_request, _read_answer, _read_event, _usage)
+WIRE = f.Wire("openai", "/responses", _read_request, f.usage_of, _read_event, _usage)

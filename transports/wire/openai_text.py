@@ -56,5 +56,5 @@ def _read_embedding(body: bytes, ask_usage: bool) -> f.Call:
     return f.Call(f.model(said.model) if said is not None else "unknown", output_cap=0)
 
 
-COMPLETIONS = f.Wire("openai", "/completions", _read_completion, chat.read_answer, chat.read_event, chat.usage)
-EMBEDDINGS = f.Wire("openai", "/embeddings", _read_embedding, chat.read_answer, chat.read_event, chat.usage)
+COMPLETIONS = f.Wire("openai", "/completions", _read_completion, f.usage_of, chat.read_event, chat.usage)
+EMBEDDINGS = f.Wire("openai", "/embeddings", _read_embedding, f.usage_of, chat.read_event, chat.usage)
