@@ -63,12 +63,23 @@ class Gate:
 
 
 class Reservation:
-    """A place for one call, from admission until it is settled."""
+    """A place for one call, from admission until it is settled. ``process`` counts the forks before it was given."""
 
-    __slots__ = ("account", "call", "granted_at", "id", "owner", "settled_at", "settlement", "waited_seconds")
+    __slots__ = (
+        "account",
+        "call",
+        "granted_at",
+        "id",
+        "owner",
+        "process",
+        "settled_at",
+        "settlement",
+        "waited_seconds",
+    )
 
-    def __init__(self, id: int, account: Account, ticket: Ticket, now: float) -> None:
+    def __init__(self, id: int, process: int, account: Account, ticket: Ticket, now: float) -> None:
         self.id = id
+        self.process = process
         self.account = account
         self.call = ticket.call
         self.owner = ticket.owner
@@ -121,6 +132,7 @@ class Admission:
         self._largest_waiting = 0
         self._held_by: dict[object, int] = {}
         self._ids = itertools.count(1)
+        self._process = 0
 
     def offer(self, call: Estimate, owner: object, now: float) -> Ticket:
         """Decide on a new call: granted or refused at once, or placed at the end of the lane."""
@@ -169,7 +181,7 @@ class Admission:
         """The caller has gone: out of the lane without a trace, or everything back that was just granted."""
         if ticket in self._lane:
             self._unqueue(ticket)
-        elif isinstance(ticket.decision, Reservation) and ticket.decision.settlement is None:
+        elif isinstance(ticket.decision, Reservation) and self._is_open(ticket.decision):
             place = ticket.decision
             place.settlement = Settlement(0, 0, "void")
             ledger.release(place.account, ticket.call.worst)
@@ -182,7 +194,7 @@ class Admission:
 
         Where the bill is not known, the buckets keep at least what was expected.
         """
-        if place.settlement is not None:
+        if not self._is_open(place):
             return
         place.settlement = settlement
         place.settled_at = now
@@ -201,7 +213,11 @@ class Admission:
         self.account.ceiling = ceiling
 
     def forget_the_living(self) -> None:
-        """After a fork: waiters and open reservations are the parent's, what was spent stays."""
+        """After a fork: waiters and open reservations are the parent's, what was spent stays.
+
+        The child has copies of their streams all the same; what those settle concerns it no more.
+        """
+        self._process += 1
         self._lane.clear()
         self._held_by.clear()
         self._backlog = dict.fromkeys(self.gates, 0)
@@ -231,6 +247,9 @@ class Admission:
             unmetered=self.uncharged["unmetered"],
             failed=self.uncharged["failed"],
         )
+
+    def _is_open(self, place: Reservation) -> bool:
+        return place.settlement is None and place.process == self._process
 
     def _is_late(self, ticket: Ticket, wait: Wait, now: float) -> bool:
         if ticket.deadline is None:
@@ -304,7 +323,7 @@ class Admission:
         for gate in self.gates:
             gate.bucket.take(gate.asked(ticket.call), now)
         self._held_by[ticket.owner] = self._held_by.get(ticket.owner, 0) + ticket.call.worst
-        ticket.decision = Reservation(next(self._ids), self.account, ticket, now)
+        ticket.decision = Reservation(next(self._ids), self._process, self.account, ticket, now)
 
     def _disown(self, place: Reservation) -> None:
         held = self._held_by.get(place.owner, 0) - place.call.worst

@@ -182,13 +182,15 @@ def test_a_forked_child_counts_alone_and_says_so(caplog: pytest.LogCaptureFixtur
     """New lock, no waiters, none of the parent's reservations; what was spent stays."""
     engine = Engine(ceiling=1_000)
     engine.settle(engine.offer(call(300)), 200)
-    engine.offer(call(700))
-    engine.offer(call(500))
+    parents = engine.offer(call(700))
+    parents_waiter = engine.offer(call(500))
     held_lock = engine.store._lock
     read, write = os.pipe()
     with held_lock, caplog.at_level(logging.WARNING, "pacer"):
         child = os.fork()
         if child == 0:
+            engine.settle(parents, 650)  # as the child's copy of an open stream does when it is collected
+            engine.leave(parents_waiter)
             status = engine.store.status()
             warned = "was forked" in caplog.text
             os.write(write, f"{status.spent} {status.held} {status.waiting} {warned}".encode())

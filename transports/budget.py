@@ -102,7 +102,6 @@ class Receipt:
 class _Exchange:
     """One model call on its way: what was recognised, and what goes out."""
 
-    request: Request
     outgoing: Request
     library: ModuleType
     wire: Wire
@@ -242,7 +241,6 @@ class BudgetTransport(_Transport):
             call.body_asking_usage = None
         units = estimate.units(body) if body is not None else _units_by_size(request.headers.get("content-length"))
         return _Exchange(
-            request=request,
             outgoing=request if call.body_asking_usage is None else _rewritten(request, call.body_asking_usage),
             library=library,
             wire=wire,

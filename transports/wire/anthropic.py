@@ -17,7 +17,6 @@ from transports.wire import format as f
 class _Request(msgspec.Struct):
     model: Any = None
     max_tokens: Any = None
-    stream: Any = None
 
 
 class _Message(msgspec.Struct):
@@ -38,7 +37,7 @@ def _read_request(body: bytes, ask_usage: bool) -> f.Call:
     said = f.decoded(_request, body)
     if said is None:
         return f.Call()
-    return f.Call(f.model(said.model), f.output_cap(said.max_tokens), streamed=said.stream is True)
+    return f.Call(f.model(said.model), f.output_cap(said.max_tokens))
 
 
 def _read_event(data: bytes, tally: f.Tally) -> bool:

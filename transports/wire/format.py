@@ -26,7 +26,6 @@ class Call:
     model: str = "unknown"
     output_cap: int | None = None
     choices: int = 1
-    streamed: bool = False
     body_asking_usage: bytes | None = None
 
 

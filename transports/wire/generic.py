@@ -23,7 +23,6 @@ class _Request(msgspec.Struct):
     max_completion_tokens: Any = None
     max_tokens: Any = None
     n: Any = None
-    stream: Any = None
     messages: Any = None
     prompt: Any = None
     input: Any = None
@@ -57,7 +56,7 @@ def _read_request(body: bytes, ask_usage: bool) -> f.Call:
     if said is None:
         return f.Call()
     cap = f.output_cap(said.max_output_tokens, said.max_completion_tokens, said.max_tokens)
-    return f.Call(f.model(said.model), cap, f.choices(said.n), said.stream is True)
+    return f.Call(f.model(said.model), cap, f.choices(said.n))
 
 
 def _carried(text: bytes) -> dict[str, object] | None:

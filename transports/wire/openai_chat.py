@@ -47,9 +47,8 @@ def _read_request(body: bytes, ask_usage: bool) -> f.Call:
         model=f.model(said.model),
         output_cap=f.output_cap(said.max_completion_tokens, said.max_tokens),
         choices=f.choices(said.n),
-        streamed=said.stream is True,
     )
-    if call.streamed and ask_usage:
+    if said.stream is True and ask_usage:
         call.body_asking_usage = asking_usage(body, said.stream_options)
     return call
 

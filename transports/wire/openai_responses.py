@@ -16,7 +16,6 @@ from transports.wire import format as f
 class _Request(msgspec.Struct):
     model: Any = None
     max_output_tokens: Any = None
-    stream: Any = None
 
 
 class _Response(msgspec.Struct):
@@ -37,7 +36,7 @@ def _read_request(body: bytes, ask_usage: bool) -> f.Call:
     said = f.decoded(_request, body)
     if said is None:
         return f.Call()
-    return f.Call(f.model(said.model), f.output_cap(said.max_output_tokens), streamed=said.stream is True)
+    return f.Call(f.model(said.model), f.output_cap(said.max_output_tokens))
 
 
 def _read_event(data: bytes, tally: f.Tally) -> bool:

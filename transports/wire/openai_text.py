@@ -37,9 +37,8 @@ def _read_completion(body: bytes, ask_usage: bool) -> f.Call:
         model=f.model(said.model),
         output_cap=f.output_cap(said.max_tokens) or DEFAULT_MAX_TOKENS,
         choices=_prompts(said.prompt) * max(f.choices(said.n), f.choices(said.best_of)),
-        streamed=said.stream is True,
     )
-    if call.streamed and ask_usage:
+    if said.stream is True and ask_usage:
         call.body_asking_usage = chat.asking_usage(body, said.stream_options)
     return call
 
