@@ -1,4 +1,4 @@
-"""The one decision over all buckets and all accounts, and the lane of those waiting for it.
+"""The one decision over all buckets, all accounts and the servers' own word, and the lanes of those waiting for it.
 
 Nothing here locks, waits, wakes or looks at a clock: a store does, and passes ``now``.
 """
@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from pacer import ledger
 from pacer.bucket import Bucket
 from pacer.errors import BudgetExceeded, CeilingReached, WaitTooLong
 from pacer.ledger import Account
-from pacer.usage import Estimate, Rate, Settlement, Status, Uncharged, Usage, Wait
+from pacer.server import Server
+from pacer.usage import Estimate, Rate, Settlement, Status, Uncharged, Usage, Wait, Word
 
 Kind = Literal["tokens", "input", "output", "requests"]
 
@@ -63,7 +64,11 @@ class Gate:
 
 
 class Reservation:
-    """A place for one call, from admission until it is settled. ``process`` counts the forks before it was given."""
+    """A place for one call, from admission until it is settled. ``process`` counts the forks before it was given.
+
+    ``call.worst`` is what is held: less than was asked where the output cap is to be lowered. ``usage`` is what was
+    used in the end.
+    """
 
     __slots__ = (
         "account",
@@ -71,37 +76,44 @@ class Reservation:
         "granted_at",
         "id",
         "owner",
+        "probes",
         "process",
         "settled_at",
         "settlement",
+        "usage",
         "waited_seconds",
     )
 
-    def __init__(self, id: int, process: int, account: Account, ticket: Ticket, now: float) -> None:
+    def __init__(self, id: int, process: int, account: Account, ticket: Ticket, call: Estimate, now: float) -> None:
         self.id = id
         self.process = process
         self.account = account
-        self.call = ticket.call
+        self.call = call
         self.owner = ticket.owner
+        self.probes = False
         self.granted_at = now
         self.waited_seconds = max(0.0, now - ticket.since)
         self.settlement: Settlement | None = None
+        self.usage: Usage | None = None
         self.settled_at: float | None = None
 
 
 class Ticket:
     """One call on its way to a decision; ``decision`` stays ``None`` as long as it waits in the lane.
 
-    ``bound`` is its worst case and what its owner (a task or thread) holds already: an owner that waits closes nothing,
-    so both must fit beside each other.
+    ``bound`` is the least it may hold and what its owner (a task or thread) holds already: an owner that waits closes
+    nothing, so both must fit beside each other.
     """
 
-    __slots__ = ("bound", "call", "deadline", "decision", "owner", "position", "seat", "since", "wait")
+    __slots__ = ("bound", "call", "deadline", "decision", "number", "owner", "position", "seat", "since", "wait")
 
-    def __init__(self, call: Estimate, owner: object, owned: int, since: float, deadline: float | None) -> None:
+    def __init__(
+        self, number: int, call: Estimate, owner: object, owned: int, since: float, deadline: float | None
+    ) -> None:
+        self.number = number
         self.call = call
         self.owner = owner
-        self.bound = call.worst + owned
+        self.bound = call.at_least + owned
         self.since = since
         self.deadline = deadline
         self.decision: Reservation | BudgetExceeded | None = None
@@ -110,8 +122,25 @@ class Ticket:
         self.seat: Seat | None = None
 
 
+@dataclass(slots=True)
+class _Lane:
+    """Those who wait to call one model of one server, and what that server says; backlog in each gate's unit."""
+
+    backlog: dict[Gate, int]
+    line: OrderedDict[Ticket, None] = field(default_factory=OrderedDict)
+    server: Server = field(default_factory=Server)
+
+    @property
+    def head(self) -> Ticket:
+        return next(iter(self.line))
+
+
 class Admission:
-    """Buckets, accounts and the lane of one pacer. First come, first served; the head is never overtaken."""
+    """Buckets, accounts and the lanes of one pacer. First come, first served; the head is never overtaken.
+
+    There is one lane for each model of a server. They share the buckets in order of arrival; a lane whose own server
+    wants a pause holds up nobody else.
+    """
 
     def __init__(
         self,
@@ -127,17 +156,18 @@ class Admission:
         self.may_wait = may_wait
         self.refused = 0
         self.uncharged: dict[Uncharged, int] = {"unmetered": 0, "failed": 0}
-        self._lane: OrderedDict[Ticket, None] = OrderedDict()
-        self._backlog = dict.fromkeys(gates, 0)
+        self._lanes: dict[tuple[str, str], _Lane] = {}
+        self._blocked: list[Ticket] = []
         self._largest_waiting = 0
         self._held_by: dict[object, int] = {}
         self._ids = itertools.count(1)
+        self._numbers = itertools.count(1)
         self._process = 0
 
     def offer(self, call: Estimate, owner: object, now: float) -> Ticket:
         """Decide on a new call: granted or refused at once, or placed at the end of the lane."""
         deadline = None if self.max_wait is None else now + self.max_wait
-        ticket = Ticket(call, owner, self._held_by.get(owner, 0), now, deadline)
+        ticket = Ticket(next(self._numbers), call, owner, self._held_by.get(owner, 0), now, deadline)
         answer = self._answer(ticket, now)
         if answer is None:
             self._grant(ticket, now)
@@ -150,42 +180,42 @@ class Admission:
         return ticket
 
     def pump(self, now: float) -> list[Ticket]:
-        """Decide on everybody who can be decided now, in order; those are returned and have left the lane."""
-        decided = self._dismiss_hopeless()
-        while self._lane:
-            ticket = next(iter(self._lane))
-            answer = self._decide(ticket.call, now)
+        """Decide on everybody who can be decided now, in order; those are returned and have left their lanes."""
+        decided = self._dismiss_hopeless(now)
+        while True:
+            ticket = self._first_in_line(now)
+            if ticket is None:
+                return decided
+            answer = ticket.wait
             if answer is None:
-                self._unqueue(ticket)
+                self._unqueue(ticket, now)
                 self._grant(ticket, now)
-            elif self._is_late(ticket, answer, now):
-                self._unqueue(ticket)
-                self._refuse(ticket, self._too_long(ticket, answer))
             else:
-                ticket.wait = answer
-                break
+                self._unqueue(ticket, now)
+                self._refuse(ticket, self._too_long(ticket, answer))
             decided.append(ticket)
-        return decided
 
     def next_due(self, now: float) -> tuple[Ticket, float] | None:
-        """The head of the lane and the moment at which time alone changes its case; ``None`` when it never does."""
-        if not self._lane:
-            return None
-        ticket = next(iter(self._lane))
-        due = [ticket.deadline] if ticket.deadline is not None else []
-        if ticket.wait is not None and ticket.wait.seconds is not None:
-            due.append(now + ticket.wait.seconds)
-        return (ticket, min(due)) if due else None
+        """Whose case time alone changes first, and when; ``None`` when it changes nobody's. Asked after ``pump``."""
+        soonest: tuple[Ticket, float] | None = None
+        for ticket in self._blocked:
+            for due in (
+                ticket.deadline,
+                now + ticket.wait.seconds if ticket.wait is not None and ticket.wait.seconds is not None else None,
+            ):
+                if due is not None and (soonest is None or due < soonest[1]):
+                    soonest = (ticket, due)
+        return soonest
 
     def leave(self, ticket: Ticket, now: float) -> None:
         """The caller has gone: out of the lane without a trace, or everything back that was just granted."""
-        if ticket in self._lane:
-            self._unqueue(ticket)
+        if self._is_queued(ticket):
+            self._unqueue(ticket, now)
         elif isinstance(ticket.decision, Reservation) and self._is_open(ticket.decision):
             place = ticket.decision
             place.settlement = Settlement(0, 0, "void")
-            ledger.release(place.account, ticket.call.worst)
-            self._disown(place)
+            ledger.release(place.account, place.call.worst)
+            self._let_go(place)
             for gate in self.gates:
                 gate.bucket.give_back(gate.asked(ticket.call), now)
 
@@ -198,8 +228,9 @@ class Admission:
             return
         place.settlement = settlement
         place.settled_at = now
+        place.usage = usage
         ledger.settle(place.account, place.call.worst, settlement)
-        self._disown(place)
+        self._let_go(place)
         for gate in self.gates:
             asked, used = gate.asked(place.call), gate.used(usage)
             if settlement.source == "void":
@@ -207,6 +238,16 @@ class Admission:
             elif settlement.source != "provider":
                 used = max(asked, used)
             gate.bucket.give_back(asked - used, now)
+
+    def answered(self, place: Reservation, status: int, word: Word | None, now: float, jitter: float) -> None:
+        """Take in what a server said of its own limits in its answer to ``place``."""
+        if place.process != self._process:
+            return
+        key = place.call.lane
+        lane = self._lanes.get(key) or self._empty_lane()
+        self._end_probe(place)
+        lane.server.answered(status, word, place.granted_at, now, jitter)
+        self._keep(key, lane, now)
 
     def set_ceiling(self, ceiling: int | None) -> None:
         """Change the ceiling of the run; what is spent stays spent."""
@@ -218,16 +259,16 @@ class Admission:
         The child has copies of their streams all the same; what those settle concerns it no more.
         """
         self._process += 1
-        self._lane.clear()
+        self._lanes.clear()
+        self._blocked.clear()
         self._held_by.clear()
-        self._backlog = dict.fromkeys(self.gates, 0)
         for node in self.account.path():
             node.held = node.in_flight = 0
 
     def status(self, now: float) -> Status:
         """How everything stands at ``now``."""
-        account, head = self.account, next(iter(self._lane), None)
-        wait = self._decide(head.call, now) if head else None
+        account, heads = self.account, self._heads()
+        wait = self._wait_of(heads[0].call, now) if heads else None
         tokens = next((gate for gate in self.gates if gate.kind == "tokens"), None)
         return Status(
             run=account.name,
@@ -237,9 +278,13 @@ class Admission:
             held=account.held,
             remaining=account.remaining,
             in_flight=account.in_flight,
-            waiting=len(self._lane),
+            waiting=sum(len(lane.line) for lane in self._lanes.values()),
             waits_for=wait.limit if wait else None,
             next_seconds=wait.seconds if wait else None,
+            server_pause_seconds=max(
+                (lane.server.paused_until - now for lane in self._lanes.values() if lane.server.paused_until > now),
+                default=0.0,
+            ),
             tokens_per_second=tokens.bucket.rate.per_second if tokens else None,
             tokens_available=tokens.bucket.level(now) if tokens else None,
             calls=account.calls,
@@ -257,20 +302,53 @@ class Admission:
         return now >= ticket.deadline if wait.seconds is None else now + wait.seconds > ticket.deadline
 
     def _answer(self, ticket: Ticket, now: float) -> Wait | BudgetExceeded | None:
-        """The answer to a newcomer, who also waits for everybody in line."""
+        """The answer to a newcomer, who also waits for everybody in line before it."""
         node = self._closed_to(ticket.bound)
         if node is not None:
             return self._ceiling_reached(ticket, node)
-        return self._behind_the_lane(ticket.call, now) if self._lane else self._decide(ticket.call, now)
+        before = [
+            lane
+            for key, lane in self._lanes.items()
+            if lane.line and (key == ticket.call.lane or lane.server.wait(now) is None)
+        ]
+        return self._behind(before, ticket.call, now) if before else self._wait_of(ticket.call, now)
 
     def _closed_to(self, amount: int) -> Account | None:
         """The account that can never hold ``amount``, however long one waits."""
         return next((node for node in self.account.path() if node.never_fits(amount)), None)
 
+    def _first_in_line(self, now: float) -> Ticket | None:
+        """The oldest head whose case is decided: it goes, or has waited too long. ``None`` if all go on waiting.
+
+        Heads whose own server holds them back are passed over; the first of the others is not.
+        """
+        self._blocked = []
+        for ticket in self._heads():
+            by_server = self._lanes[ticket.call.lane].server.wait(now)
+            ticket.wait = by_server or self._decide(ticket.call, now)
+            if ticket.wait is None or self._is_late(ticket, ticket.wait, now):
+                return ticket
+            self._blocked.append(ticket)
+            if by_server is None:
+                return None
+        return None
+
+    def _heads(self) -> list[Ticket]:
+        """The first of each lane, the oldest first."""
+        return sorted((lane.head for lane in self._lanes.values() if lane.line), key=lambda ticket: ticket.number)
+
+    def _wait_of(self, call: Estimate, now: float) -> Wait | None:
+        """What a call would wait for if nobody was before it."""
+        lane = self._lanes.get(call.lane)
+        return (lane.server.wait(now) if lane else None) or self._decide(call, now)
+
     def _decide(self, call: Estimate, now: float) -> Wait | None:
-        """Whether the call may go now, over all accounts and all buckets at once."""
+        """Whether the call may go now, over all accounts and all buckets at once.
+
+        One that could never have its worst case goes with what there is, if that is enough for it.
+        """
         for node in self.account.path():
-            if not node.fits(call.worst):
+            if not node.fits(call.at_least if node.never_fits(call.worst) else call.worst):
                 return Wait("ceiling", None)
         longest: Wait | None = None
         for gate in self.gates:
@@ -279,65 +357,99 @@ class Admission:
                 longest = Wait(gate.limit, seconds)
         return longest
 
-    def _behind_the_lane(self, call: Estimate, now: float) -> Wait:
-        """How long it takes until everybody in line and this call are through, as far as rates tell."""
-        head = self._decide(next(iter(self._lane)).call, now)
-        limit, longest = (head.limit, head.seconds) if head else ("ceiling", None)
+    def _behind(self, lanes: list[_Lane], call: Estimate, now: float) -> Wait:
+        """How long it takes until everybody in ``lanes`` and this call are through, as far as rates tell."""
+        heads = [self._wait_of(lane.head.call, now) for lane in lanes]
+        longest = max((wait for wait in heads if wait), key=_seconds, default=Wait("ceiling", None))
         for gate in self.gates:
-            amount = self._backlog[gate] + gate.asked(call) - gate.bucket.level(now)
+            amount = sum(lane.backlog[gate] for lane in lanes) + gate.asked(call) - gate.bucket.level(now)
             seconds = amount / gate.bucket.rate.per_second
-            if seconds > (longest or 0.0):
-                limit, longest = gate.limit, seconds
-        return Wait(limit, longest)
+            if seconds > _seconds(longest):
+                longest = Wait(gate.limit, seconds)
+        return longest
 
-    def _dismiss_hopeless(self) -> list[Ticket]:
+    def _dismiss_hopeless(self, now: float) -> list[Ticket]:
         """Refuse at once all who wait for tokens that are spent; the largest waiting call tells if any can be."""
-        if not self._lane or self._closed_to(self._largest_waiting) is None:
+        if self._closed_to(self._largest_waiting) is None:
             return []
+        waiting = [ticket for lane in self._lanes.values() for ticket in lane.line]
         hopeless = []
-        for ticket in self._lane:
+        for ticket in waiting:
             node = self._closed_to(ticket.bound)
             if node is not None:
                 self._refuse(ticket, self._ceiling_reached(ticket, node))
                 hopeless.append(ticket)
         for ticket in hopeless:
-            self._unqueue(ticket)
-        self._largest_waiting = max((ticket.bound for ticket in self._lane), default=0)
+            self._unqueue(ticket, now)
+        self._largest_waiting = max((ticket.bound for ticket in waiting if ticket.decision is None), default=0)
         return hopeless
 
     def _queue(self, ticket: Ticket, wait: Wait) -> None:
         ticket.wait = wait
-        self._lane[ticket] = None
-        ticket.position = len(self._lane)
+        lane = self._lanes.setdefault(ticket.call.lane, self._empty_lane())
+        lane.line[ticket] = None
+        ticket.position = len(lane.line)
         self._largest_waiting = max(self._largest_waiting, ticket.bound)
         for gate in self.gates:
-            self._backlog[gate] += gate.asked(ticket.call)
+            lane.backlog[gate] += gate.asked(ticket.call)
 
-    def _unqueue(self, ticket: Ticket) -> None:
-        del self._lane[ticket]
+    def _is_queued(self, ticket: Ticket) -> bool:
+        lane = self._lanes.get(ticket.call.lane)
+        return lane is not None and ticket in lane.line
+
+    def _unqueue(self, ticket: Ticket, now: float) -> None:
+        lane = self._lanes[ticket.call.lane]
+        del lane.line[ticket]
         for gate in self.gates:
-            self._backlog[gate] -= gate.asked(ticket.call)
+            lane.backlog[gate] -= gate.asked(ticket.call)
+        self._keep(ticket.call.lane, lane, now)
+
+    def _empty_lane(self) -> _Lane:
+        return _Lane(dict.fromkeys(self.gates, 0))
+
+    def _keep(self, key: tuple[str, str], lane: _Lane, now: float) -> None:
+        """Remember a lane as long as somebody waits in it or its server's word counts."""
+        if lane.line or not lane.server.is_forgettable(now):
+            self._lanes[key] = lane
+        else:
+            self._lanes.pop(key, None)
 
     def _grant(self, ticket: Ticket, now: float) -> None:
-        ledger.hold(self.account, ticket.call.worst)
+        call = self._cut_to_fit(ticket.call)
+        ledger.hold(self.account, call.worst)
         for gate in self.gates:
-            gate.bucket.take(gate.asked(ticket.call), now)
-        self._held_by[ticket.owner] = self._held_by.get(ticket.owner, 0) + ticket.call.worst
-        ticket.decision = Reservation(next(self._ids), self._process, self.account, ticket, now)
+            gate.bucket.take(gate.asked(call), now)
+        self._held_by[ticket.owner] = self._held_by.get(ticket.owner, 0) + call.worst
+        place = Reservation(next(self._ids), self._process, self.account, ticket, call, now)
+        lane = self._lanes.get(call.lane)
+        place.probes = lane is not None and lane.server.granted(call, now)
+        ticket.decision = place
 
-    def _disown(self, place: Reservation) -> None:
+    def _cut_to_fit(self, call: Estimate) -> Estimate:
+        """The call with the worst case that there is room for."""
+        room = min((left for node in self.account.path() if (left := node.remaining) is not None), default=call.worst)
+        return call if call.worst <= room else replace(call, worst=room)
+
+    def _let_go(self, place: Reservation) -> None:
+        """The reservation is over: for its owner, and for its server's slow start if it was never answered."""
+        self._end_probe(place)
         held = self._held_by.get(place.owner, 0) - place.call.worst
         if held > 0:
             self._held_by[place.owner] = held
         else:
             self._held_by.pop(place.owner, None)
 
+    def _end_probe(self, place: Reservation) -> None:
+        if place.probes:
+            place.probes = False
+            self._lanes[place.call.lane].server.probing -= 1
+
     def _refuse(self, ticket: Ticket, refusal: BudgetExceeded) -> None:
         self.refused += 1
         ticket.decision = refusal
 
     def _ceiling_reached(self, ticket: Ticket, node: Account) -> CeilingReached:
-        if node.never_fits(ticket.call.worst):
+        if node.never_fits(ticket.call.at_least):
             why = ", and waiting cannot help"
         elif node.never_fits(ticket.bound):
             why = " beside the answers that its own task still holds open: read or close those first"
@@ -365,9 +477,16 @@ class Admission:
         gate = next((gate for gate in self.gates if gate.limit == wait.limit), None)
         patience = "no wait" if not self.may_wait else f"at most {self.max_wait:g} s"
         needed = "until open calls have settled" if wait.seconds is None else f"{wait.seconds:.1f} s"
+        if gate is not None or wait.limit == "ceiling":
+            why = (
+                f"Run {account.name!r} is at its {wait.limit}: this call would wait {needed}, and {patience} is allowed"
+            )
+            way_out = f"Raise PACER_{wait.limit.upper()} or PACER_MAX_WAIT, or try again later."
+        else:
+            why = f"The provider itself asks this call to wait {needed} ({wait.limit}), and {patience} is allowed"
+            way_out = "Raise PACER_MAX_WAIT, or try again later."
         return WaitTooLong(
-            f"Run {account.name!r} is at its {wait.limit}: this call would wait {needed}, and {patience} is allowed. "
-            f"Raise PACER_{wait.limit.upper()} or PACER_MAX_WAIT, or try again later.",
+            f"{why}. {way_out}",
             limit=wait.limit,
             run=account.name,
             asked=ticket.call.expected,
@@ -378,6 +497,10 @@ class Admission:
             remaining=account.remaining,
             retry_after_seconds=wait.seconds if wait.seconds is not None else 1.0,
         )
+
+
+def _seconds(wait: Wait) -> float:
+    return wait.seconds or 0.0
 
 
 def gate(limit: str, kind: Kind, rate: Rate, burst: float, now: float) -> Gate:

@@ -16,7 +16,7 @@ from pacer.settings import Settings, SettingsInput
 from pacer.smoothing import Smoothing
 from pacer.store import Store
 from pacer.store.memory import MemoryStore
-from pacer.usage import Estimate, Rate, Settlement, Source, Status, Usage
+from pacer.usage import Estimate, Rate, Settlement, Source, Status, Usage, Word
 
 BURST_SECONDS = 10.0
 """The default burst is what the rate gives in this time."""
@@ -58,6 +58,11 @@ class Pacer:
         """The way of one call to its place, to be driven by a shell. Raises: BudgetExceeded."""
         return flow.admit(self._store, call, self.run, self._smoothing)
 
+    def answered(self, place: Reservation, status: int, word: Word | None) -> None:
+        """Take in an answer's status and what it said of the provider's own limits, as soon as it is there."""
+        if word is not None or status >= 400 or place.probes:
+            self._store.answered(place, status, word)
+
     def settle(self, place: Reservation, usage: Usage, source: Source) -> None:
         """End a reservation, once. From a source other than the provider the rest of the worst case becomes unknown.
 
@@ -71,6 +76,11 @@ class Pacer:
         settlement = Settlement(usage.total, unknown, source)
         self._store.settle(place, usage, settlement)
         telemetry.settled(usage, settlement, self.run)
+
+    @property
+    def has_ceiling(self) -> bool:
+        """Whether the run has a ceiling right now."""
+        return self.status().ceiling is not None
 
     def count_unmetered(self) -> None:
         """A request passed that is no model call."""
@@ -95,6 +105,8 @@ class Pacer:
         parts[0] += "" if now.ceiling is None else f" of {now.ceiling:,}"
         if now.tokens_per_second is not None and now.tokens_available is not None:
             parts.append(f"{now.tokens_available:,.0f} tokens at {now.tokens_per_second:,g}/s")
+        if now.server_pause_seconds:
+            parts.append(f"paused by the provider for {now.server_pause_seconds:.1f} s")
         waiting = f"{now.in_flight} in flight, {now.waiting} waiting"
         if now.waits_for is not None:
             waiting += f" for {now.waits_for}"

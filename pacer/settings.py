@@ -21,7 +21,7 @@ from pacer.errors import SettingsError
 LARGEST = 2**53 - 1
 _PLAIN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kM]?)", re.ASCII)
 _FACTOR = {"": 1, "k": 1_000, "M": 1_000_000}
-OF_A_TRANSPORT = frozenset({"refusal", "retries", "include_usage"})
+OF_A_TRANSPORT = frozenset({"refusal", "retries", "include_usage", "output_cap"})
 """Settings in which transports of one run may differ."""
 _NUMBER = "a plain number such as 2000, 500k or 1.5M"
 
@@ -87,6 +87,7 @@ _ACCEPTED = {
     "on_limit": "wait or refuse",
     "max_wait": "seconds from 0",
     "unknown": "worst or seen",
+    "output_cap": "lower, inject or leave",
     "refusal": "response or raise",
     "retries": "a whole number from 0",
     "include_usage": "on or off",
@@ -108,6 +109,7 @@ class SettingsInput(TypedDict, total=False):
     on_limit: Literal["wait", "refuse"]
     max_wait: float | str | None
     unknown: Literal["worst", "seen"]
+    output_cap: Literal["lower", "inject", "leave"]
     refusal: Literal["response", "raise"]
     retries: int | str
     include_usage: bool | Literal["on", "off"]
@@ -130,6 +132,7 @@ class Settings(BaseSettings):
     on_limit: Literal["wait", "refuse"] = "wait"
     max_wait: Annotated[float | None, BeforeValidator(_seconds)] = None
     unknown: Literal["worst", "seen"] = "worst"
+    output_cap: Literal["lower", "inject", "leave"] = "lower"
     refusal: Literal["response", "raise"] = "response"
     retries: Annotated[int, BeforeValidator(_amount)] = 0
     include_usage: Annotated[bool, BeforeValidator(_switch)] = True

@@ -12,7 +12,8 @@ or nothing at all because nothing was billed."""
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one call after it ended. ``cached`` is a part of ``input``, ``reasoning`` a part of ``output``.
+    """Tokens of one call after it ended. ``cached`` (read from a cache) and ``written`` (to it) are parts of ``input``,
+    ``reasoning`` is a part of ``output``.
 
     ``total`` is what is charged; it is at least ``input + output`` and larger where the provider's total says so.
     """
@@ -22,6 +23,7 @@ class Usage:
     cached: int = 0
     reasoning: int = 0
     total: int = 0
+    written: int = 0
 
     def __post_init__(self) -> None:
         if self.total < self.input + self.output:
@@ -33,6 +35,7 @@ class Estimate:
     """What one call is thought to cost, in tokens, before it is sent.
 
     ``input`` and ``output`` are what is expected (the rate's side); ``worst`` is the upper bound for the ceiling.
+    ``least`` is how far a lower output cap may bring the worst case down, ``None`` if the cap is not ours to lower.
     """
 
     input: int
@@ -41,6 +44,17 @@ class Estimate:
     provider: str = "unknown"
     model: str = "unknown"
     server: str = ""
+    least: int | None = None
+
+    @property
+    def lane(self) -> tuple[str, str]:
+        """Whose line it stands in: providers limit each model of theirs by itself."""
+        return self.server, self.model
+
+    @property
+    def at_least(self) -> int:
+        """What must fit under the ceiling for the call to go at all."""
+        return self.worst if self.least is None else self.least
 
     @property
     def expected(self) -> int:
@@ -78,6 +92,27 @@ class Wait:
     seconds: float | None
 
 
+AllowanceKind = Literal["tokens", "input", "output", "requests"]
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """One of a provider's own limits, as its last answer told it."""
+
+    kind: AllowanceKind
+    remaining: int
+    limit: int | None
+    reset_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What an answer said about the provider's limits."""
+
+    pause_seconds: float | None
+    allowances: tuple[Allowance, ...] = ()
+
+
 Uncharged = Literal["unmetered", "failed"]
 """Requests that passed without being charged: no model call, or one that the provider answered with an error."""
 
@@ -87,6 +122,7 @@ class Status:
     """How a pacer stands at one instant; tokens unless the name says otherwise.
 
     ``remaining`` is what nobody has spent or holds (negative after an overshoot), ``None`` without a ceiling.
+    ``server_pause_seconds`` is the longest pause in force that a provider asked for, 0 without one.
     ``tokens_available`` is the level of the token bucket (negative while it pays back), ``None`` without a rate.
     """
 
@@ -100,6 +136,7 @@ class Status:
     waiting: int
     waits_for: str | None
     next_seconds: float | None
+    server_pause_seconds: float
     tokens_per_second: float | None
     tokens_available: float | None
     calls: int

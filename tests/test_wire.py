@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 
 from pacer.usage import Usage
 from transports.wire import (
+    FAMILIES,
     Tally,
     Wire,
     anthropic,
+    bedrock,
+    cohere,
+    edited,
     gemini,
     generic,
+    ollama,
     openai_chat,
     openai_responses,
     openai_text,
@@ -27,7 +32,7 @@ JSON = {"content-type": "application/json"}
 UTF8 = {"content-type": "application/json; charset=utf-8"}
 CHAT, CLAUDE, OTHER = openai_chat.WIRE, anthropic.WIRE, generic.WIRE
 RESPONSES, COMPLETIONS, EMBEDDINGS = openai_responses.WIRE, openai_text.COMPLETIONS, openai_text.EMBEDDINGS
-GEMINI = gemini.WIRE
+GEMINI, COHERE, OLLAMA = gemini.WIRE, cohere.WIRE, ollama.WIRE
 WIRES = [CHAT, CLAUDE, OTHER]
 HOSTILE = [
     b"",
@@ -54,6 +59,12 @@ def body(**members: object) -> bytes:
     return json.dumps(members).encode()
 
 
+def asking_usage(wire: Wire, text: bytes) -> bytes | None:
+    """The request with the switch for usage on; ``None`` if it is not to be touched."""
+    at = wire.read_request(text).usage_at
+    return edited(text, {at: True}) if at is not None else None
+
+
 # ---------------------------------------------------------------- which request is a model call
 
 
@@ -70,17 +81,23 @@ def body(**members: object) -> bytes:
         ("/v1/responses", RESPONSES),
         ("/v1/completions", COMPLETIONS),
         ("/v1/embeddings", EMBEDDINGS),
-        ("/api/generate", OTHER),
-        ("/api/chat", OTHER),
-        ("/v2/chat", OTHER),
+        ("/api/generate", OLLAMA),
+        ("/api/chat", OLLAMA),
+        ("/v2/chat", COHERE),
+        ("/v1/chat", OTHER),
         ("/v1beta/models/gemini-2.0-flash:generateContent", GEMINI),
         ("/v1beta/models/gemini-2.0-flash:streamGenerateContent", GEMINI),
         ("/v1/projects/p/locations/l/publishers/google/models/gemini-2.0-flash:generateContent", GEMINI),
-        ("/v1/projects/p/locations/l/publishers/anthropic/models/c:streamRawPredict", OTHER),
-        ("/model/anthropic.claude/invoke", OTHER),
+        ("/v1/projects/p/locations/l/publishers/anthropic/models/c:streamRawPredict", anthropic.VERTEX),
+        ("/v1/projects/p/locations/l/publishers/mistralai/models/m:rawPredict", OTHER),
+        ("/model/anthropic.claude/invoke", anthropic.BEDROCK),
+        ("/model/us.anthropic.claude-v1%3A0/invoke-with-response-stream", anthropic.BEDROCK),
+        ("/model/meta.llama3/invoke", bedrock.INVOKE),
+        ("/agents/7/invoke", OTHER),
+        ("/model/amazon.nova/converse", bedrock.CONVERSE),
         ("/openai/deployments/batches-of-files/responses", RESPONSES),
         ("/openai/deployments/my-gpt/completions", COMPLETIONS),
-        ("/model/amazon.nova/converse-stream", OTHER),
+        ("/model/amazon.nova/converse-stream", bedrock.CONVERSE),
     ],
 )
 @pytest.mark.parametrize("readable", [True, False])
@@ -168,7 +185,7 @@ def test_any_other_post_passes(text, headers):
 )
 def test_the_declared_output_cap_is_read(wire, said, cap):
     """Each family by its own name; nonsense counts as not declared, an absurd one as the largest."""
-    assert wire.read_request(body(model="m", **said), True).output_cap == cap
+    assert wire.read_request(body(model="m", **said)).output_cap == cap
 
 
 @pytest.mark.parametrize(
@@ -177,34 +194,34 @@ def test_the_declared_output_cap_is_read(wire, said, cap):
 @pytest.mark.parametrize("wire", [CHAT, OTHER], ids=named)
 def test_the_number_of_choices_is_read(wire, n, choices):
     """Eight answers cost eight times the output; nonsense counts as one."""
-    assert wire.read_request(body(model="m", n=n), True).choices == choices
+    assert wire.read_request(body(model="m", n=n)).choices == choices
 
 
 @pytest.mark.parametrize("wire", WIRES, ids=named)
 @pytest.mark.parametrize("model", [None, "", 3, ["m"], {"m": 1}])
 def test_a_model_without_a_name_is_unknown(wire, model):
     """It is charged all the same."""
-    assert wire.read_request(body(model=model), True).model == "unknown"
+    assert wire.read_request(body(model=model)).model == "unknown"
 
 
 @pytest.mark.parametrize("wire", WIRES, ids=named)
 def test_a_long_model_name_is_cut(wire):
     """It ends up in spans and in memory."""
-    assert wire.read_request(body(model="m" * 10_000), True).model == "m" * 128
+    assert wire.read_request(body(model="m" * 10_000)).model == "m" * 128
 
 
 @pytest.mark.parametrize("wire", WIRES, ids=named)
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:20]))
 def test_a_hostile_request_says_nothing(wire, text):
     """No crash, no cap believed, no rewriting that the provider would understand otherwise."""
-    call = wire.read_request(text, True)
-    assert (call.output_cap, call.choices, call.body_asking_usage) == (None, 1, None)
+    call = wire.read_request(text)
+    assert (call.output_cap, call.choices, call.usage_at) == (None, 1, None)
 
 
 def test_usage_is_asked_for_in_a_stream():
     """The other members keep their bytes, also numbers and escapes that a decoder would change."""
     text = rb'{"model":"m","stream":true,"seed":12345678901234567890123,"t":1.10,"x":"\u00e9"}'
-    asking = CHAT.read_request(text, True).body_asking_usage
+    asking = asking_usage(CHAT, text)
     assert asking is not None
     assert json.loads(asking) == {**json.loads(text), "stream_options": {"include_usage": True}}
     assert asking.startswith(text[:-1])
@@ -213,25 +230,19 @@ def test_usage_is_asked_for_in_a_stream():
 @pytest.mark.parametrize("options", [{"include_usage": False, "x": 1}, {}, None, "junk"])
 def test_other_stream_options_are_kept(options):
     """``include_usage`` is added to what the caller chose."""
-    asking = CHAT.read_request(body(model="m", stream=True, stream_options=options), True).body_asking_usage
+    asking = asking_usage(CHAT, body(model="m", stream=True, stream_options=options))
     kept = options if isinstance(options, dict) else {}
     assert asking is not None
     assert json.loads(asking)["stream_options"] == {**kept, "include_usage": True}
 
 
 @pytest.mark.parametrize(
-    ("said", "ask"),
-    [
-        ({"stream": True, "stream_options": {"include_usage": True}}, True),
-        ({"stream": False}, True),
-        ({}, True),
-        ({"stream": "true"}, True),
-        ({"stream": True}, False),
-    ],
+    "said",
+    [{"stream": True, "stream_options": {"include_usage": True}}, {"stream": False}, {}, {"stream": "true"}],
 )
-def test_usage_is_not_asked_for_where_it_comes_anyway_or_may_not_be(said, ask):
-    """Asked already, not a stream, or switched off: the body stays."""
-    assert CHAT.read_request(body(model="m", **said), ask).body_asking_usage is None
+def test_usage_is_not_asked_for_where_it_comes_anyway(said):
+    """Asked already, or not a stream: the body stays."""
+    assert asking_usage(CHAT, body(model="m", **said)) is None
 
 
 # ---------------------------------------------------------------- which usage is believed
@@ -269,7 +280,7 @@ def test_usage_is_not_asked_for_where_it_comes_anyway_or_may_not_be(said, ask):
                 "cache_read_input_tokens": 300,
                 "cache_creation_input_tokens": 4_000,
             },
-            Usage(4_320, 10, cached=300),
+            Usage(4_320, 10, cached=300, written=4_000),
         ),
         (CLAUDE, {"input_tokens": 20, "output_tokens": 10, "cache_read_input_tokens": None}, Usage(20, 10)),
         (OTHER, {"prompt_tokens": 20, "total_tokens": 20}, Usage(20)),  # embeddings
@@ -396,16 +407,15 @@ def test_an_input_that_the_end_of_a_stream_leaves_out_is_that_of_its_start(late)
 )
 def test_a_completion_counts_all_answers_it_makes(members, cap, choices):
     """Also those that ``best_of`` throws away, and one for each prompt."""
-    call = COMPLETIONS.read_request(body(model="m", **members), True)
+    call = COMPLETIONS.read_request(body(model="m", **members))
     assert (call.model, call.output_cap, call.choices) == ("m", cap, choices)
 
 
 def test_a_streamed_completion_is_asked_for_its_usage_like_chat():
-    call = COMPLETIONS.read_request(body(model="m", prompt="x", stream=True), True)
-    assert call.body_asking_usage is not None
-    assert json.loads(call.body_asking_usage)["stream_options"] == {"include_usage": True}
-    asked = body(model="m", prompt="x", stream=True, stream_options={"include_usage": True})
-    assert COMPLETIONS.read_request(asked, True).body_asking_usage is None
+    asking = asking_usage(COMPLETIONS, body(model="m", prompt="x", stream=True))
+    assert asking is not None
+    assert json.loads(asking)["stream_options"] == {"include_usage": True}
+    assert asking_usage(COMPLETIONS, asking) is None
 
 
 def test_the_text_of_a_completion_stream_is_seen():
@@ -416,7 +426,7 @@ def test_the_text_of_a_completion_stream_is_seen():
 
 
 def test_an_embedding_holds_no_output():
-    call = EMBEDDINGS.read_request(body(model="m", input=["x"]), True)
+    call = EMBEDDINGS.read_request(body(model="m", input=["x"]))
     assert call.output_cap == 0
     assert EMBEDDINGS.usage({"prompt_tokens": 8, "total_tokens": 8}) == Usage(8)
 
@@ -440,16 +450,14 @@ def test_a_responses_usage_with_one_wrong_number_is_missing(value):
 
 
 def test_a_responses_call_declares_its_cap_in_its_own_way():
-    call = RESPONSES.read_request(body(model="m", max_output_tokens=70, input="x", stream=True), True)
-    assert (call.model, call.output_cap, call.body_asking_usage) == ("m", 70, None)
+    call = RESPONSES.read_request(body(model="m", max_output_tokens=70, input="x", stream=True))
+    assert (call.model, call.output_cap, call.cap_at) == ("m", 70, ("max_output_tokens",))
 
 
-@pytest.mark.parametrize(
-    "wire", [RESPONSES, COMPLETIONS, EMBEDDINGS, GEMINI], ids=["responses", "completions", "embeddings", "gemini"]
-)
+@pytest.mark.parametrize("wire", FAMILIES, ids=lambda wire: f"{wire.provider} {wire.path_end}")
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text)[:20])
 def test_hostile_bodies_break_no_other_reader(wire, text):
-    wire.read_request(text, True)
+    wire.read_request(text)
     wire.read_answer(text)
     wire.read_event(text, Tally())
 
@@ -481,7 +489,7 @@ def test_a_gemini_usage_with_one_wrong_number_is_missing(value):
 def test_gemini_names_its_model_in_the_path_and_its_cap_in_the_configuration():
     assert GEMINI.model_of is not None
     assert GEMINI.model_of("/v1beta/models/gemini-2.0-flash:streamGenerateContent") == "gemini-2.0-flash"
-    call = GEMINI.read_request(body(contents=[], generationConfig={"maxOutputTokens": 50, "candidateCount": 2}), True)
+    call = GEMINI.read_request(body(contents=[], generationConfig={"maxOutputTokens": 50, "candidateCount": 2}))
     assert (call.output_cap, call.choices) == (50, 2)
 
 

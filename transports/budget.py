@@ -21,7 +21,7 @@ from transports.inner import Inner
 from transports.library import Request, Response, body_of, library_of
 from transports.retry import Discard
 from transports.stream import Meter, metered
-from transports.wire import Call, Wire, recognise
+from transports.wire import Call, Path, Wire, edited, recognise
 
 if TYPE_CHECKING:
     import httpx
@@ -48,8 +48,10 @@ class Send:
 class Receipt:
     """What became of an admitted call: ``response.extensions["pacer"]``. Tokens; complete when the body has ended."""
 
-    def __init__(self, place: Reservation) -> None:
+    def __init__(self, place: Reservation, output_cap: int | None) -> None:
         self._place = place
+        self.output_cap = output_cap
+        """The output cap that went out in place of the caller's, or where there was none; ``None`` if untouched."""
 
     @property
     def waited_seconds(self) -> float:
@@ -100,15 +102,16 @@ class Receipt:
 
 @dataclass(slots=True)
 class _Exchange:
-    """One model call on its way: what was recognised, and what goes out."""
+    """One model call on its way: the request as it came, and what was recognised in it."""
 
-    outgoing: Request
+    request: Request
+    body: bytes | None
     library: ModuleType
     wire: Wire
+    call: Call
     estimate: Estimate
+    safe_input: int
     units: float
-    hides_usage: bool
-    replayable: bool
 
 
 class BudgetTransport(_Transport):
@@ -171,7 +174,7 @@ class BudgetTransport(_Transport):
             self.pacer.count_unmetered()
             return (yield Send(request))
         try:
-            if self._settings.retries and exchange.replayable:
+            if self._settings.retries and exchange.body is not None:
                 return (
                     yield from retry.attempts(
                         lambda: self._attempt(exchange, awaits=awaits), self._settings.retries, library
@@ -186,10 +189,17 @@ class BudgetTransport(_Transport):
     def _attempt(self, exchange: _Exchange, *, awaits: bool) -> Generator[Any, Any, Response]:
         """One try: a place, the network, and a meter on the answer."""
         place = yield from self.pacer.admit(exchange.estimate)
-        progress = _Progress(exchange.outgoing, self._inner.reports_sending(exchange.library), awaits=awaits)
+        try:
+            cap = self._cap_to_send(exchange, place)
+            outgoing = _edited(exchange, cap)
+            progress = _Progress(outgoing, self._inner.reports_sending(exchange.library), awaits=awaits)
+        except BaseException:
+            self.pacer.settle(place, Usage(), "void")
+            raise
         try:
             with progress:
-                response = yield Send(exchange.outgoing)
+                response = yield Send(outgoing)
+            response.extensions["pacer"] = Receipt(place, cap)
             return self._metered(response, exchange, place)
         except BaseException as error:
             if progress.surely_unsent(error, exchange.library):
@@ -200,7 +210,6 @@ class BudgetTransport(_Transport):
 
     def _metered(self, response: Response, exchange: _Exchange, place: Reservation) -> Response:
         """Put the meter on an answer, or settle at once where there is nothing to read."""
-        response.extensions["pacer"] = Receipt(place)
         status = response.status_code
         if status in (408, 409, 499):
             self.pacer.settle(place, Usage(place.call.input), "partial")
@@ -213,7 +222,8 @@ class BudgetTransport(_Transport):
         return response
 
     def _read_along(self, response: Response, exchange: _Exchange, place: Reservation) -> None:
-        meter = Meter(self.pacer, place, exchange.wire, exchange.units, hides_usage=exchange.hides_usage)
+        hides_usage = exchange.call.usage_at is not None
+        meter = Meter(self.pacer, place, exchange.wire, exchange.units, hides_usage=hides_usage)
         # Each look-up in httpx's headers walks through all of them; this walks once.
         headers = {name.lower(): value for name, value in response.headers.raw}
         content_type = headers.get(b"content-type", b"")
@@ -233,28 +243,36 @@ class BudgetTransport(_Transport):
         if wire is None:
             return None
         host = request.url.host
-        asks_usage = self._settings.include_usage and host not in _REPORTS_USAGE_UNASKED
-        call = wire.read_request(body, asks_usage) if body else Call()
+        call = wire.read_request(body) if body else Call()
         if wire.model_of is not None:
             call.model = wire.model_of(path)
-        if call.body_asking_usage is not None and _is_signed(request):
-            call.body_asking_usage = None
+        if not self._settings.include_usage or host in _REPORTS_USAGE_UNASKED:
+            call.usage_at = None
+        if _is_signed(request):
+            call.usage_at = call.cap_at = None
         units = estimate.units(body) if body is not None else _units_by_size(request.headers.get("content-length"))
-        return _Exchange(
-            outgoing=request if call.body_asking_usage is None else _rewritten(request, call.body_asking_usage),
-            library=library,
-            wire=wire,
-            estimate=self._estimate(call, units, wire, host),
-            units=units,
-            hides_usage=call.body_asking_usage is not None,
-            replayable=body is not None,
+        expected_input, safe_input = self.pacer.estimator.input(call.model, units)
+        expected_output, cap = self.pacer.estimator.output(call.model, call.output_cap, call.choices)
+        least = None
+        if call.cap_at is not None and self._may_lower(call):
+            least = safe_input + min(cap, max(expected_output, call.least_cap * call.choices))
+        estimated = Estimate(
+            expected_input, expected_output, safe_input + cap, wire.provider, call.model, host, least=least
         )
+        return _Exchange(request, body, library, wire, call, estimated, safe_input, units)
 
-    def _estimate(self, call: Call, units: float, wire: Wire, host: str) -> Estimate:
-        learned = self.pacer.estimator
-        expected_input, safe_input = learned.input(call.model, units)
-        expected_output, cap = learned.output(call.model, call.output_cap, call.choices)
-        return Estimate(expected_input, expected_output, safe_input + cap, wire.provider, call.model, host)
+    def _may_lower(self, call: Call) -> bool:
+        if call.output_cap is None:
+            return self._settings.output_cap == "inject"
+        return self._settings.output_cap != "leave"
+
+    def _cap_to_send(self, exchange: _Exchange, place: Reservation) -> int | None:
+        """The output cap to write into the request: a lowered one, or one where the caller gave none."""
+        call, worst = exchange.call, place.call.worst
+        injected = call.output_cap is None and exchange.estimate.least is not None and self.pacer.has_ceiling
+        if worst == exchange.estimate.worst and not injected:
+            return None
+        return (worst - exchange.safe_input) // call.choices
 
     def _block(self, step: object, request: Request) -> Any:
         match step:
@@ -368,11 +386,20 @@ class _Progress:
             self._sent = True
 
 
-def _rewritten(request: Request, body: bytes) -> Request:
-    """The same request with another body. Compression is declined: a hidden chunk cannot be cut out of gzip."""
+def _edited(exchange: _Exchange, cap: int | None) -> Request:
+    """The request with the output cap and the switch for usage that it shall go out with; as it came, if with none."""
+    call, request, edits = exchange.call, exchange.request, dict[Path, object]()
+    if call.usage_at is not None:
+        edits[call.usage_at] = True
+    if cap is not None and call.cap_at is not None:
+        edits[call.cap_at] = cap
+    body = edited(exchange.body, edits) if edits and exchange.body is not None else None
+    if body is None:
+        return request
     headers = request.headers.copy()
-    headers["accept-encoding"] = "identity"
     headers["content-length"] = str(len(body))
+    if call.usage_at is not None:
+        headers["accept-encoding"] = "identity"  # a hidden chunk cannot be cut out of a compressed stream
     return type(request)(request.method, request.url, headers=headers, content=body, extensions=request.extensions)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from pacer.admission import Reservation, Seat, Ticket
-from pacer.usage import Estimate, Settlement, Status, Uncharged, Usage
+from pacer.usage import Estimate, Settlement, Status, Uncharged, Usage, Word
 
 __all__ = ["Store"]
 
@@ -24,6 +24,9 @@ class Store(Protocol):
 
     def settle(self, place: Reservation, usage: Usage, settlement: Settlement) -> None:
         """End a reservation; safe inside a garbage collection."""
+
+    def answered(self, place: Reservation, status: int, word: Word | None) -> None:
+        """Take in what a server said of its own limits in its answer to ``place``."""
 
     def tick(self) -> None:
         """Time has passed for the head of the lane."""

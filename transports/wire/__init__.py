@@ -1,32 +1,57 @@
 """Wire formats: how one API spells model, output cap, usage and stream events. One file a family.
 
-``recognise`` finds the family of a request by method and path, on any host.
+``recognise`` finds the family of a request by method and path (and its body where paths collide), on any host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from transports.wire import anthropic, gemini, generic, openai_chat, openai_responses, openai_text
-from transports.wire.format import Call, Tally, Wire
+from transports.wire import (
+    anthropic,
+    bedrock,
+    cohere,
+    gemini,
+    generic,
+    ollama,
+    openai_chat,
+    openai_responses,
+    openai_text,
+)
+from transports.wire.format import Call, Path, Tally, Wire, edited
 
-__all__ = ["Call", "Tally", "Wire", "recognise"]
+__all__ = ["FAMILIES", "Call", "Path", "Tally", "Wire", "edited", "recognise"]
 
-_FAMILIES: tuple[Wire, ...] = (
+FAMILIES: tuple[Wire, ...] = (
     openai_chat.WIRE,  # before completions: its path ends like theirs
     openai_responses.WIRE,
     openai_text.COMPLETIONS,
     openai_text.EMBEDDINGS,
     anthropic.WIRE,
+    anthropic.BEDROCK,
+    anthropic.VERTEX,
+    bedrock.CONVERSE,
+    bedrock.INVOKE,
     gemini.WIRE,
+    gemini.EMBEDDINGS,
+    cohere.WIRE,
+    ollama.WIRE,
+    ollama.EMBEDDINGS,
 )
+"""Asked in this order; the first that matches reads the call."""
 
 
 def recognise(method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Wire | None:
     """The wire format of a request, ``None`` when it is no model call. ``body`` is ``None`` if it cannot be read."""
     if method != "POST":
         return None
-    for wire in _FAMILIES:
-        if path.endswith(wire.path_end) and "/threads/" not in path:  # those hold messages, they do not answer them
+    for wire in FAMILIES:
+        if _matches(wire, path, body):
             return wire
     return generic.WIRE if generic.looks_like_a_model_call(path, body, headers) else None
+
+
+def _matches(wire: Wire, path: str, body: bytes | None) -> bool:
+    if not path.endswith(wire.path_end) or "/threads/" in path:  # those hold messages, they do not answer them
+        return False
+    return wire.only_if is None or wire.only_if(path, body)

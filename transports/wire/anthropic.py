@@ -1,7 +1,8 @@
 """Anthropic Messages, ``POST .../messages``. Cached input is reported beside ``input_tokens``, not inside.
 
 A stream gives the input in ``message_start`` and the cumulative output in ``message_delta``; the first alone is not the
-bill.
+bill. Bedrock (``/model/{id}/invoke``, its streams in AWS frames) and Vertex (``:rawPredict``) carry the same bodies
+with the model in the path.
 """
 
 from __future__ import annotations
@@ -12,11 +13,9 @@ import msgspec
 
 from pacer.usage import Usage
 from transports.wire import format as f
+from transports.wire.bedrock import INVOKE_ENDS, unwrapped
 
-
-class _Request(msgspec.Struct):
-    model: Any = None
-    max_tokens: Any = None
+VERTEX_ENDS = (":rawPredict", ":streamRawPredict")
 
 
 class _Message(msgspec.Struct):
@@ -29,15 +28,16 @@ class _Event(msgspec.Struct):
     usage: Any = None
 
 
-_request = msgspec.json.Decoder(_Request)
 _event = msgspec.json.Decoder(_Event)
 
 
-def _read_request(body: bytes, ask_usage: bool) -> f.Call:
-    said = f.decoded(_request, body)
+def _read_request(body: bytes) -> f.Call:
+    said = f.members(body)
     if said is None:
         return f.Call()
-    return f.Call(f.model(said.model), f.output_cap(said.max_tokens))
+    call = f.call(said, ("max_tokens",))
+    call.least_cap = 1 + (f.tokens(said.at("thinking", "budget_tokens")) or 0)  # the cap must be above it
+    return call
 
 
 def _read_event(data: bytes, tally: f.Tally) -> bool:
@@ -49,9 +49,12 @@ def _read_event(data: bytes, tally: f.Tally) -> bool:
     elif said.type == "message_start" and said.message is not None and isinstance(said.message.usage, dict):
         tally.usage = dict(said.message.usage)
     elif said.type == "message_delta" and said.usage is not None:
-        tally.usage = _merged(tally.usage, said.usage) if isinstance(said.usage, dict) else {"invalid": True}
-        tally.final = True
+        f.believed(tally, _merged(tally.usage, said.usage) if isinstance(said.usage, dict) else said.usage)
     return False
+
+
+def _read_wrapped_event(data: bytes, tally: f.Tally) -> bool:
+    return _read_event(unwrapped(data), tally)
 
 
 def _merged(start: dict[str, object], end: dict[str, object]) -> dict[str, object]:
@@ -62,11 +65,39 @@ def _merged(start: dict[str, object], end: dict[str, object]) -> dict[str, objec
 
 def _usage(said: dict[str, object]) -> Usage | None:
     fresh, output = f.tokens(said.get("input_tokens")), f.tokens(said.get("output_tokens"))
-    read = f.tokens(said.get("cache_read_input_tokens") or 0)
-    written = f.tokens(said.get("cache_creation_input_tokens") or 0)
-    if fresh is None or output is None or read is None or written is None or fresh + output + read + written == 0:
+    cache = f.parts(said, "cache_read_input_tokens", "cache_creation_input_tokens")
+    if fresh is None or output is None or cache is None or fresh + output + sum(cache) == 0:
         return None
-    return Usage(fresh + read + written, output, cached=read)
+    read, written = cache
+    return Usage(fresh + read + written, output, cached=read, written=written)
+
+
+def _on_bedrock(path: str, body: bytes | None) -> bool:
+    return "anthropic" in path or (body is not None and b'"anthropic_version"' in body)
+
+
+def _on_vertex(path: str, body: bytes | None) -> bool:
+    return "/publishers/anthropic/" in path
 
 
 WIRE = f.Wire("anthropic", "/messages", _read_request, f.usage_of, _read_event, _usage)
+BEDROCK = f.Wire(
+    "aws.bedrock",
+    INVOKE_ENDS,
+    _read_request,
+    f.usage_of,
+    _read_wrapped_event,
+    _usage,
+    f.model_before(*INVOKE_ENDS),
+    _on_bedrock,
+)
+VERTEX = f.Wire(
+    "gcp.vertex_ai",
+    VERTEX_ENDS,
+    _read_request,
+    f.usage_of,
+    _read_event,
+    _usage,
+    f.model_before(*VERTEX_ENDS),
+    _on_vertex,
+)

@@ -5,15 +5,18 @@ Numbers from a provider are believed only if they are whole and not negative; ev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import msgspec
 
 from pacer.usage import Usage
 
 T = TypeVar("T")
+Path = tuple[str, ...]
+"""Where a member stands in a JSON object: its name, after the names of the objects around it."""
 
 LARGEST_CAP = 10_000_000
 """A declared output cap above this is nonsense and counts as this."""
@@ -21,12 +24,18 @@ LARGEST_CAP = 10_000_000
 
 @dataclass(slots=True)
 class Call:
-    """What a request says of itself. ``output_cap`` in tokens for one choice, ``None`` where none is declared."""
+    """What a request says of itself. ``output_cap`` in tokens for one choice, ``None`` where none is declared.
+
+    ``cap_at`` is where the cap stands, or would stand if there was one; ``least_cap`` the smallest that the API takes.
+    ``usage_at`` is the switch that has to be on for a stream to report its usage, if it is not on already.
+    """
 
     model: str = "unknown"
     output_cap: int | None = None
     choices: int = 1
-    body_asking_usage: bytes | None = None
+    cap_at: Path | None = None
+    least_cap: int = 1
+    usage_at: Path | None = None
 
 
 @dataclass(slots=True)
@@ -46,17 +55,97 @@ class Tally:
 class Wire:
     """One family. ``read_event`` updates the tally and tells whether the event carries nothing but usage.
 
-    ``path_end`` is how the path of its calls ends (one of several ways); ``model_of`` finds the model in a path, where
-    the body does not name it.
+    ``path_end`` is how the path of its calls ends (one of several ways), ``only_if`` what else must hold of path and
+    body where other families have the same path; ``model_of`` finds the model in a path, where the body does not name
+    it.
     """
 
     provider: str
     path_end: str | tuple[str, ...]
-    read_request: Callable[[bytes, bool], Call]
+    read_request: Callable[[bytes], Call]
     read_answer: Callable[[bytes], dict[str, object] | None]
     read_event: Callable[[bytes, Tally], bool]
     usage: Callable[[dict[str, object]], Usage | None]
     model_of: Callable[[str], str] | None = None
+    only_if: Callable[[str, bytes | None], bool] | None = None
+
+
+# ---------------------------------------------------------------- requests
+
+
+class Members:
+    """The members of a JSON request, decoded one by one when asked for; the others keep their bytes."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: dict[str, msgspec.Raw]) -> None:
+        self._raw = raw
+
+    def at(self, *path: str) -> Any:
+        """The value at ``path``; ``None`` where there is none."""
+        raw = self._raw.get(path[0])
+        if raw is None:
+            return None
+        if len(path) == 1:
+            return decoded(_anything, raw)
+        inner = decoded(_members, raw)
+        return None if inner is None else Members(inner).at(*path[1:])
+
+
+def members(body: bytes) -> Members | None:
+    """The request as JSON object; ``None`` for anything else."""
+    raw = decoded(_members, body)
+    return None if raw is None else Members(raw)
+
+
+def edited(body: bytes | msgspec.Raw, edits: Mapping[Path, object]) -> bytes | None:
+    """The same request with the values of ``edits``, every other member with its bytes; ``None`` if it is no object."""
+    raw = decoded(_members, body)
+    if raw is None:
+        return None
+    for path, value in edits.items():
+        text: bytes | None = msgspec.json.encode(value)
+        if len(path) > 1:
+            text = edited(raw.get(path[0], _NO_MEMBERS), {path[1:]: value}) or edited(_NO_MEMBERS, {path[1:]: value})
+        raw[path[0]] = msgspec.Raw(text or b"null")
+    return msgspec.json.encode(raw)
+
+
+def call(said: Members, *caps: Path, choices: Path | None = None) -> Call:
+    """What most requests say: the model, the first declared of the ``caps``, and the number of choices."""
+    found = Call(model=model(said.at("model")), cap_at=caps[0])
+    if choices is not None:
+        found.choices = count(said.at(*choices))
+    for path in caps:
+        cap = tokens(said.at(*path))
+        if cap:
+            found.output_cap, found.cap_at = min(cap, LARGEST_CAP), path
+            break
+    return found
+
+
+def count(value: object) -> int:
+    """How many answers are asked for at once."""
+    return min(tokens(value) or 1, 1_024)
+
+
+def model(value: object) -> str:
+    """The model's name, shortened: it ends up in spans and in memory."""
+    return value[:128] if isinstance(value, str) and value else "unknown"
+
+
+def model_before(*ends: str) -> Callable[[str], str]:
+    """Finds the model in a path that has it before one of the ``ends``; of an ARN its last part."""
+
+    def find(path: str) -> str:
+        for end in ends:
+            path = path.removesuffix(end)
+        return model(unquote(path.rpartition("/")[2]).rpartition("/")[2])
+
+    return find
+
+
+# ---------------------------------------------------------------- usage
 
 
 def tokens(value: object) -> int | None:
@@ -68,23 +157,10 @@ def tokens(value: object) -> int | None:
     return int(value)
 
 
-def output_cap(*declared: object) -> int | None:
-    """The first declared cap that is a positive whole number."""
-    for value in declared:
-        cap = tokens(value)
-        if cap:
-            return min(cap, LARGEST_CAP)
-    return None
-
-
-def choices(value: object) -> int:
-    """How many answers are asked for at once."""
-    return min(tokens(value) or 1, 1_024)
-
-
-def model(value: object) -> str:
-    """The model's name, shortened: it ends up in spans and in memory."""
-    return value[:128] if isinstance(value, str) and value else "unknown"
+def parts(usage: dict[str, object], *names: str) -> tuple[int, ...] | None:
+    """The counts under ``names``, an absent or null one as 0; ``None`` if one of them cannot be believed."""
+    found = [0 if usage.get(name) is None else tokens(usage[name]) for name in names]
+    return None if None in found else tuple(number for number in found if number is not None)
 
 
 def nested(usage: dict[str, object], group: str, name: str) -> int:
@@ -93,10 +169,18 @@ def nested(usage: dict[str, object], group: str, name: str) -> int:
     return tokens(details.get(name)) or 0 if isinstance(details, dict) else 0
 
 
+def believed(tally: Tally, said: object) -> None:
+    """Take the usage of an event that ends a stream; one that is no object spoils what was said before."""
+    tally.usage = said if isinstance(said, dict) else {"invalid": True}
+    tally.final = True
+
+
+# ---------------------------------------------------------------- JSON, however hostile
+
 _DECODE_ERRORS = (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ValueError)
 
 
-def decoded(decoder: msgspec.json.Decoder[T], text: bytes) -> T | None:
+def decoded(decoder: msgspec.json.Decoder[T], text: bytes | msgspec.Raw) -> T | None:
     """``text`` by ``decoder``; ``None`` for anything that is not such JSON, however hostile."""
     try:
         return decoder.decode(text)
@@ -108,7 +192,10 @@ class _Answer(msgspec.Struct):
     usage: Any = None
 
 
+_NO_MEMBERS = msgspec.Raw(b"{}")
 _answer = msgspec.json.Decoder(_Answer)
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_anything: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 
 def usage_of(body: bytes) -> dict[str, object] | None:

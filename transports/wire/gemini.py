@@ -2,7 +2,7 @@
 
 Thinking is reported beside the candidates' tokens, and what tools put into the prompt beside the prompt's; cached
 content is inside the prompt's. In a stream every chunk may carry usage so far: the one with a ``finishReason`` is the
-bill. Without ``alt=sse`` a stream is one JSON array.
+bill. Without ``alt=sse`` a stream is one JSON array. Embeddings have no output and report no usage.
 """
 
 from __future__ import annotations
@@ -15,15 +15,6 @@ from pacer.usage import Usage
 from transports.wire import format as f
 
 
-class _Config(msgspec.Struct):
-    maxOutputTokens: Any = None
-    candidateCount: Any = None
-
-
-class _Request(msgspec.Struct):
-    generationConfig: _Config | None = None
-
-
 class _Candidate(msgspec.Struct):
     content: Any = None
     finishReason: Any = None
@@ -34,17 +25,22 @@ class _Answer(msgspec.Struct):
     candidates: list[_Candidate] | None = None
 
 
-_request = msgspec.json.Decoder(_Request)
+_ENDS = (":generateContent", ":streamGenerateContent")
+_EMBED_ENDS = (":embedContent", ":batchEmbedContents")
 _answer = msgspec.json.Decoder(_Answer)
 _answers = msgspec.json.Decoder(list[_Answer])
 
 
-def _read_request(body: bytes, ask_usage: bool) -> f.Call:
-    said = f.decoded(_request, body)
-    config = said.generationConfig if said is not None else None
-    if config is None:
+def _read_request(body: bytes) -> f.Call:
+    said = f.members(body)
+    if said is None:
         return f.Call()
-    return f.Call(output_cap=f.output_cap(config.maxOutputTokens), choices=f.choices(config.candidateCount))
+    config = "generation_config" if said.at("generation_config") is not None else "generationConfig"
+    return f.call(said, (config, "maxOutputTokens"), (config, "max_output_tokens"), choices=(config, "candidateCount"))
+
+
+def _read_embedding(body: bytes) -> f.Call:
+    return f.Call(output_cap=0)
 
 
 def _read_answer(body: bytes) -> dict[str, object] | None:
@@ -63,7 +59,7 @@ def _read_event(data: bytes, tally: f.Tally) -> bool:
     candidates = said.candidates or []
     tally.seen_output += sum(1 for candidate in candidates if candidate.content)
     if said.usageMetadata is not None:
-        tally.usage = said.usageMetadata if isinstance(said.usageMetadata, dict) else {"invalid": True}
+        f.believed(tally, said.usageMetadata)
         tally.final = any(candidate.finishReason for candidate in candidates)
     return False
 
@@ -79,16 +75,21 @@ def _usage(said: dict[str, object]) -> Usage | None:
     return Usage(prompt + tools, output + thoughts, min(prompt, cached), thoughts, total)
 
 
-def _model_of(path: str) -> str:
-    return f.model(path.rpartition("/")[2].partition(":")[0])
-
-
 WIRE = f.Wire(
     "gcp.gemini",
-    (":generateContent", ":streamGenerateContent"),
+    _ENDS,
     _read_request,
     _read_answer,
     _read_event,
     _usage,
-    _model_of,
+    f.model_before(*_ENDS),
+)
+EMBEDDINGS = f.Wire(
+    "gcp.gemini",
+    _EMBED_ENDS,
+    _read_embedding,
+    _read_answer,
+    _read_event,
+    _usage,
+    f.model_before(*_EMBED_ENDS),
 )

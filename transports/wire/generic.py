@@ -9,32 +9,22 @@ from typing import Any
 import msgspec
 
 from pacer.usage import Usage
-from transports.wire import anthropic, openai_chat
+from transports.wire import anthropic, bedrock, cohere, gemini, ollama, openai_chat
 from transports.wire import format as f
 
-_ENDS = ("/generate", "/chat", "/converse", "/converse-stream", "/invoke")
+_ENDS = ("/generate", "/chat", "/converse", "/converse-stream", "/invoke", "/embed")
 _VERBS = (":rawPredict", ":streamRawPredict")
 _NO_CALLS = ("/count_tokens", ":countTokens", "/input_tokens", "/tokenize", "/moderations", "/files", "/batches")
-
-
-class _Request(msgspec.Struct):
-    model: Any = None
-    max_output_tokens: Any = None
-    max_completion_tokens: Any = None
-    max_tokens: Any = None
-    n: Any = None
-    messages: Any = None
-    prompt: Any = None
-    input: Any = None
-    contents: Any = None
+_SPEECH = ("messages", "prompt", "input", "contents", "texts")
+_CAPS = (("max_output_tokens",), ("max_completion_tokens",), ("max_tokens",), ("max_new_tokens",))
 
 
 class _Carrier(msgspec.Struct):
     usage: Any = None
     response: Any = None
+    usageMetadata: Any = None
 
 
-_request = msgspec.json.Decoder(_Request)
 _carrier = msgspec.json.Decoder(_Carrier)
 
 
@@ -46,29 +36,30 @@ def looks_like_a_model_call(path: str, body: bytes | None, headers: Mapping[str,
         return False
     if body is None or b'"model"' not in body or "json" not in headers.get("content-type", ""):
         return False
-    said = f.decoded(_request, body)
-    speech = () if said is None else (said.messages, said.prompt, said.input, said.contents)
-    return said is not None and isinstance(said.model, str) and any(part is not None for part in speech)
+    said = f.members(body)
+    return said is not None and isinstance(said.at("model"), str) and any(said.at(name) is not None for name in _SPEECH)
 
 
-def _read_request(body: bytes, ask_usage: bool) -> f.Call:
-    said = f.decoded(_request, body)
+def _read_request(body: bytes) -> f.Call:
+    said = f.members(body)
     if said is None:
         return f.Call()
-    cap = f.output_cap(said.max_output_tokens, said.max_completion_tokens, said.max_tokens)
-    return f.Call(f.model(said.model), cap, f.choices(said.n))
+    call = f.call(said, *_CAPS, choices=("n",))
+    if call.output_cap is None:
+        call.cap_at = None  # nobody knows which of the names it would take
+    return call
 
 
 def _carried(text: bytes) -> dict[str, object] | None:
     said = f.decoded(_carrier, text)
     if said is None:
         return None
-    usage = said.response.get("usage") if isinstance(said.response, dict) else said.usage
-    return usage if isinstance(usage, dict) else None
+    usage = said.response.get("usage") if isinstance(said.response, dict) else said.usage or said.usageMetadata
+    return usage if isinstance(usage, dict) else ollama.WIRE.read_answer(text) or None
 
 
 def _read_event(data: bytes, tally: f.Tally) -> bool:
-    usage = _carried(data) if b'"usage"' in data else None
+    usage = _carried(data) if b'"usage' in data or b'"prompt_eval_count"' in data else None
     if usage is not None:
         tally.usage, tally.final = usage, True
     else:
@@ -77,10 +68,18 @@ def _read_event(data: bytes, tally: f.Tally) -> bool:
 
 
 def _usage(said: dict[str, object]) -> Usage | None:
-    if "prompt_tokens" in said:
-        return openai_chat.WIRE.usage(said)
+    for name, wire in _KNOWN_BY.items():
+        if name in said:
+            return wire.usage(said)
     usage, total = anthropic.WIRE.usage(said), f.tokens(said.get("total_tokens", 0))
     return None if usage is None or total is None else replace(usage, total=max(usage.total, total))
 
 
+_KNOWN_BY = {
+    "prompt_tokens": openai_chat.WIRE,
+    "promptTokenCount": gemini.WIRE,
+    "inputTokens": bedrock.CONVERSE,
+    "billed_units": cohere.WIRE,
+    "prompt_eval_count": ollama.WIRE,
+}
 WIRE = f.Wire("unknown", "", _read_request, _carried, _read_event, _usage)

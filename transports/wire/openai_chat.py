@@ -1,7 +1,7 @@
 """OpenAI chat completions, ``POST .../chat/completions``, as spoken by OpenAI, Azure, Groq, llama.cpp and many more.
 
 Streams carry usage only when ``stream_options.include_usage`` asks for it: the last data chunk then has
-``choices: []`` and ``usage``.
+``choices: []`` and ``usage``. Mistral and Together report it unasked on the last chunk with text, Groq in ``x_groq``.
 """
 
 from __future__ import annotations
@@ -14,15 +14,6 @@ from pacer.usage import Usage
 from transports.wire import format as f
 
 
-class _Request(msgspec.Struct):
-    model: Any = None
-    max_completion_tokens: Any = None
-    max_tokens: Any = None
-    n: Any = None
-    stream: Any = None
-    stream_options: Any = None
-
-
 class _Choice(msgspec.Struct):
     delta: Any = None
     text: Any = None
@@ -32,37 +23,26 @@ class _Choice(msgspec.Struct):
 class _Event(msgspec.Struct):
     usage: Any = None
     choices: list[_Choice] | None = None
+    x_groq: Any = None
 
 
-_request = msgspec.json.Decoder(_Request)
 _event = msgspec.json.Decoder(_Event)
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def _read_request(body: bytes, ask_usage: bool) -> f.Call:
-    said = f.decoded(_request, body)
+def _read_request(body: bytes) -> f.Call:
+    said = f.members(body)
     if said is None:
         return f.Call()
-    call = f.Call(
-        model=f.model(said.model),
-        output_cap=f.output_cap(said.max_completion_tokens, said.max_tokens),
-        choices=f.choices(said.n),
-    )
-    if said.stream is True and ask_usage:
-        call.body_asking_usage = asking_usage(body, said.stream_options)
+    call = f.call(said, ("max_completion_tokens",), ("max_tokens",), choices=("n",))
+    call.usage_at = usage_switch(said)
     return call
 
 
-def asking_usage(body: bytes, options: object) -> bytes | None:
-    """The same request with ``include_usage``, every other member with its bytes; ``None`` if it asks already."""
-    if isinstance(options, dict) and options.get("include_usage") is True:
+def usage_switch(said: f.Members) -> f.Path | None:
+    """Where a stream is told to report its usage; ``None`` if it is no stream or was told already."""
+    if said.at("stream") is not True or said.at("stream_options", "include_usage") is True:
         return None
-    fields = f.decoded(_fields, body)
-    if fields is None:
-        return None
-    merged = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-    fields["stream_options"] = msgspec.Raw(msgspec.json.encode(merged))
-    return msgspec.json.encode(fields)
+    return ("stream_options", "include_usage")
 
 
 def read_event(data: bytes, tally: f.Tally) -> bool:
@@ -73,14 +53,16 @@ def read_event(data: bytes, tally: f.Tally) -> bool:
     said = f.decoded(_event, data)
     if said is None:
         return False
-    if said.choices:
-        for choice in said.choices:
-            tally.seen_output += bool(choice.text) or _says_something(choice.delta)
-    if said.usage is not None:
-        tally.usage = said.usage if isinstance(said.usage, dict) else {"invalid": True}
-        tally.final = not said.choices or any(choice.finish_reason for choice in said.choices)
-        return said.choices == []
-    return False
+    for choice in said.choices or ():
+        tally.seen_output += bool(choice.text) or _says_something(choice.delta)
+    usage = said.usage
+    if usage is None and isinstance(said.x_groq, dict):
+        usage = said.x_groq.get("usage")
+    if usage is None:
+        return False
+    tally.usage = usage if isinstance(usage, dict) else {"invalid": True}
+    tally.final = not said.choices or any(choice.finish_reason for choice in said.choices)
+    return said.choices == []
 
 
 def _says_something(delta: object) -> bool:
@@ -99,10 +81,11 @@ def usage(said: dict[str, object]) -> Usage | None:
     prompt = f.tokens(said.get("prompt_tokens"))
     if prompt is None or completion is None or total is None or prompt + completion + total == 0:
         return None
-    cached = min(prompt, f.nested(said, "prompt_tokens_details", "cached_tokens"))
+    cached = f.nested(said, "prompt_tokens_details", "cached_tokens")
+    cached = cached or f.tokens(said.get("prompt_cache_hit_tokens")) or 0  # DeepSeek's name for it
     # xAI counts reasoning outside completion_tokens but inside the total; the larger one is charged.
     reasoning = f.nested(said, "completion_tokens_details", "reasoning_tokens")
-    return Usage(prompt, completion, cached, reasoning, total)
+    return Usage(prompt, completion, min(prompt, cached), reasoning, total)
 
 
 WIRE = f.Wire("openai", "/chat/completions", _read_request, f.usage_of, read_event, usage)

@@ -12,10 +12,8 @@ import msgspec
 from pacer.usage import Usage
 from transports.wire import format as f
 
-
-class _Request(msgspec.Struct):
-    model: Any = None
-    max_output_tokens: Any = None
+LEAST_CAP = 16
+"""The smallest ``max_output_tokens`` that the API takes (OpenAI's API reference)."""
 
 
 class _Response(msgspec.Struct):
@@ -28,15 +26,16 @@ class _Event(msgspec.Struct):
 
 
 _ENDS = ("response.completed", "response.incomplete", "response.failed")
-_request = msgspec.json.Decoder(_Request)
 _event = msgspec.json.Decoder(_Event)
 
 
-def _read_request(body: bytes, ask_usage: bool) -> f.Call:
-    said = f.decoded(_request, body)
+def _read_request(body: bytes) -> f.Call:
+    said = f.members(body)
     if said is None:
         return f.Call()
-    return f.Call(f.model(said.model), f.output_cap(said.max_output_tokens))
+    call = f.call(said, ("max_output_tokens",))
+    call.least_cap = LEAST_CAP
+    return call
 
 
 def _read_event(data: bytes, tally: f.Tally) -> bool:
@@ -46,8 +45,7 @@ def _read_event(data: bytes, tally: f.Tally) -> bool:
     if said.type.endswith(".delta"):
         tally.seen_output += 1
     elif said.type in _ENDS and said.response is not None:
-        tally.usage = said.response.usage if isinstance(said.response.usage, dict) else {"invalid": True}
-        tally.final = True
+        f.believed(tally, said.response.usage)
     return False
 
 

@@ -6,40 +6,21 @@ it returns, and several prompts in one request are answered each. An embedding h
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
-
 from transports.wire import format as f
 from transports.wire import openai_chat as chat
 
 DEFAULT_MAX_TOKENS = 16
 
 
-class _Request(msgspec.Struct):
-    model: Any = None
-    prompt: Any = None
-    max_tokens: Any = None
-    n: Any = None
-    best_of: Any = None
-    stream: Any = None
-    stream_options: Any = None
-
-
-_request = msgspec.json.Decoder(_Request)
-
-
-def _read_completion(body: bytes, ask_usage: bool) -> f.Call:
-    said = f.decoded(_request, body)
+def _read_completion(body: bytes) -> f.Call:
+    said = f.members(body)
     if said is None:
         return f.Call()
-    call = f.Call(
-        model=f.model(said.model),
-        output_cap=f.output_cap(said.max_tokens) or DEFAULT_MAX_TOKENS,
-        choices=_prompts(said.prompt) * max(f.choices(said.n), f.choices(said.best_of)),
-    )
-    if said.stream is True and ask_usage:
-        call.body_asking_usage = chat.asking_usage(body, said.stream_options)
+    call = f.call(said, ("max_tokens",), choices=("n",))
+    if call.output_cap is None:
+        call.output_cap = DEFAULT_MAX_TOKENS
+    call.choices = _prompts(said.at("prompt")) * max(call.choices, f.count(said.at("best_of")))
+    call.usage_at = chat.usage_switch(said)
     return call
 
 
@@ -50,9 +31,9 @@ def _prompts(prompt: object) -> int:
     return 1
 
 
-def _read_embedding(body: bytes, ask_usage: bool) -> f.Call:
-    said = f.decoded(_request, body)
-    return f.Call(f.model(said.model) if said is not None else "unknown", output_cap=0)
+def _read_embedding(body: bytes) -> f.Call:
+    said = f.members(body)
+    return f.Call("unknown" if said is None else f.model(said.at("model")), output_cap=0)
 
 
 COMPLETIONS = f.Wire("openai", "/completions", _read_completion, f.usage_of, chat.read_event, chat.usage)
