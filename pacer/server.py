@@ -1,7 +1,7 @@
 """What the answers of one server allow for one model: a pause it asked for, the slow start after it, a pace.
 
-After a pause the first call goes alone, and each answer lets twice as many go unanswered: a fleet that ran into a limit
-does not run into it again as one. Where an answer tells that little remains, calls are spread over what is left. All of
+After a pause the first call goes alone, and each answer lets one more go unanswered, which doubles their number with
+each round: a fleet that ran into a limit does not run into it again as one. Where an answer tells that little remains, calls are spread over what is left. All of
 it only slows down; time comes in as an argument.
 """
 
@@ -96,7 +96,7 @@ class Server:
         if self._window is None or granted_at <= self._struck_at:
             return
         self._strikes = 0
-        self._window *= 2
+        self._window += 1
         if self._window > WIDEST_WINDOW:
             self._window = None
 

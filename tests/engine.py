@@ -5,7 +5,7 @@ from __future__ import annotations
 from pacer.admission import Admission, Gate, Reservation, Ticket, gate
 from pacer.ledger import Account
 from pacer.store.memory import MemoryStore
-from pacer.usage import Estimate, Rate, Settlement, Source, Usage
+from pacer.usage import Estimate, Rate, Settlement, Source, Usage, Word
 
 
 class Clock:
@@ -67,6 +67,10 @@ class Engine:
         """End the reservation of a granted ticket."""
         self.store.settle(place_of(ticket), Usage(total=spent), Settlement(spent, unknown, source))
 
+    def answer(self, ticket: Ticket, status: int = 200, pause: float | None = None) -> None:
+        """The server answers a granted call."""
+        self.store.answered(place_of(ticket), status, None if pause is None else Word(pause))
+
     def leave(self, ticket: Ticket) -> None:
         """The caller is cancelled; its alarm goes with it."""
         if isinstance(ticket.seat, Seat):
@@ -83,9 +87,9 @@ class Engine:
         self.clock.now = until
 
 
-def call(worst: int, expected: int | None = None) -> Estimate:
+def call(worst: int, expected: int | None = None, *, model: str = "m", least: int | None = None) -> Estimate:
     """A call that holds ``worst`` and takes ``expected`` (the same unless said) from the rate."""
-    return Estimate(input=worst if expected is None else expected, output=0, worst=worst)
+    return Estimate(input=worst if expected is None else expected, output=0, worst=worst, model=model, least=least)
 
 
 def place_of(ticket: Ticket) -> Reservation:

@@ -209,3 +209,154 @@ def test_who_will_come_too_late_is_refused_as_soon_as_that_is_known():
     assert waiting.decision is None
     engine.settle(first, 200)
     assert isinstance(waiting.decision, WaitTooLong)
+
+
+# ---------------------------------------------------------------- a lower output cap
+
+
+def test_a_call_that_could_never_have_its_worst_case_goes_with_what_is_left():
+    engine = Engine(ceiling=1_000)
+    engine.settle(engine.offer(call(700)), 700)
+    last = engine.offer(call(500, least=200))
+    assert place_of(last).call.worst == 300
+    assert engine.account.held == 300
+    hopeful = engine.offer(call(500, least=200))
+    assert hopeful.decision is None
+    engine.settle(last, 250)
+    assert (engine.account.spent, engine.account.held) == (950, 0)
+    assert isinstance(hopeful.decision, CeilingReached)
+    assert isinstance(engine.offer(call(500, least=200)).decision, CeilingReached)
+    assert granted(engine.offer(call(500, least=50)))
+
+
+def test_it_waits_for_its_worst_case_as_long_as_open_calls_may_give_it_back():
+    engine = Engine(ceiling=1_000)
+    first = engine.offer(call(700))
+    second = engine.offer(call(500, least=200))
+    assert second.decision is None
+    engine.settle(first, 400)
+    assert place_of(second).call.worst == 500
+
+
+def test_what_is_left_beside_open_calls_must_be_enough_for_it():
+    """700 spent, 200 held: 100 are not enough for 150, so it waits for the rest."""
+    engine = Engine(ceiling=1_000)
+    first, second = engine.offer(call(700)), engine.offer(call(200))
+    engine.settle(first, 700)
+    third = engine.offer(call(500, least=150))
+    assert third.decision is None
+    engine.settle(second, 20)
+    assert place_of(third).call.worst == 280
+
+
+def test_a_lowered_call_that_is_cancelled_gives_back_what_it_held():
+    engine = Engine(rate=10, burst=1_000, ceiling=1_000)
+    engine.settle(engine.offer(call(700)), 700)
+    engine.leave(engine.offer(call(500, 200, least=200)))
+    assert engine.account.held == 0
+    assert place_of(engine.offer(call(500, 200, least=200))).call.worst == 300
+
+
+# ---------------------------------------------------------------- what servers ask for
+
+
+def test_a_pause_holds_everybody_who_calls_that_model():
+    """The first refused call speaks for all; afterwards they go one by one, then ever more."""
+    engine = Engine()
+    first = engine.offer(call(1))
+    engine.answer(first, 429, pause=5.0)
+    waiting = [engine.offer(call(1)) for _ in range(3)]
+    status = engine.store.status()
+    assert (status.waits_for, status.waiting) == ("server_pause", 3)
+    assert 5.0 <= status.server_pause_seconds <= 5.5
+    engine.advance(4.9)
+    assert not any(granted(ticket) for ticket in waiting)
+    engine.advance(0.6)
+    assert [granted(ticket) for ticket in waiting] == [True, False, False]
+    engine.answer(waiting[0])
+    assert [granted(ticket) for ticket in waiting] == [True, True, True]
+    assert engine.store.status().server_pause_seconds == 0.0
+
+
+@pytest.mark.parametrize("end", ["settled", "left"])
+def test_a_slow_start_goes_on_when_its_call_ends_without_an_answer(end):
+    """A broken connection or a cancelled task must not hold the others for ever."""
+    engine = Engine()
+    engine.answer(engine.offer(call(1)), 429, pause=1.0)
+    first, second = engine.offer(call(1)), engine.offer(call(1))
+    engine.advance(2.0)
+    assert (granted(first), granted(second)) == (True, False)
+    if end == "settled":
+        engine.settle(first, 0, 1, "partial")
+    else:
+        engine.leave(first)
+    assert granted(second)
+
+
+def test_a_paused_server_holds_up_no_other():
+    """Not even newcomers behind those who wait for it; and what it refused is not overtaken for the rate."""
+    engine = Engine(rate=10, burst=100)
+    engine.answer(engine.offer(call(50, model="a")), 429, pause=5.0)
+    paused = engine.offer(call(50, model="a"))
+    other = engine.offer(call(50, model="b"))
+    assert (granted(paused), granted(other)) == (False, True)
+    behind = engine.offer(call(30, model="b"))
+    engine.advance(2.9)
+    assert not granted(behind)
+    engine.advance(0.2)
+    assert granted(behind)
+    engine.advance(6.0)
+    assert granted(paused)
+
+
+def test_after_a_pause_the_oldest_goes_first():
+    """Tokens are short when the pause ends: who came first has the next ones."""
+    engine = Engine(rate=10, burst=100)
+    engine.answer(engine.offer(call(100, model="a")), 429, pause=1.0)
+    first = engine.offer(call(60, model="a"))
+    second = engine.offer(call(50, model="b"))
+    engine.advance(5.5)
+    assert (granted(first), granted(second)) == (False, False)
+    engine.advance(0.6)
+    assert (granted(first), granted(second)) == (True, False)
+    engine.advance(5.0)
+    assert granted(second)
+
+
+def test_a_pause_longer_than_anybody_may_wait_is_a_refusal():
+    engine = Engine(max_wait=3.0)
+    first, early = engine.offer(call(1)), engine.offer(call(1))
+    engine.answer(early, 429, pause=2.0)
+    patient = engine.offer(call(1))
+    assert patient.decision is None
+    engine.answer(first, 429, pause=10.0)
+    for ticket in (patient, engine.offer(call(1))):
+        assert isinstance(ticket.decision, WaitTooLong)
+        assert ticket.decision.limit == "server_pause"
+        assert "PACER_MAX_WAIT" in str(ticket.decision)
+
+
+def test_where_no_wait_is_allowed_a_pause_is_a_refusal_with_its_seconds():
+    engine = Engine(may_wait=False)
+    engine.answer(engine.offer(call(1)), 429, pause=5.0)
+    refusal = engine.offer(call(1)).decision
+    assert isinstance(refusal, WaitTooLong)
+    assert 5.0 <= (refusal.retry_after_seconds or 0) <= 5.5
+
+
+def test_lanes_of_servers_that_say_nothing_are_not_kept():
+    engine = Engine(rate=10, burst=100)
+    for number in range(50):
+        ticket = engine.offer(call(10, model=f"m{number}"))
+        if number < 10:
+            engine.answer(ticket)
+    engine.advance(100.0)
+    assert not engine.admission._lanes
+
+
+def test_a_forked_child_is_not_paused_by_answers_to_its_parent():
+    engine = Engine()
+    first = engine.offer(call(1))
+    engine.admission.forget_the_living()
+    engine.answer(first, 429, pause=5.0)
+    assert granted(engine.offer(call(1)))

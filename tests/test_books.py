@@ -1,4 +1,4 @@
-"""The rules of the books hold after every step of any history: offers, settlements, departures, time, ceilings."""
+"""The rules of the books hold after every step of any history: offers, settlements, departures, pauses, time, ceilings."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ from tests.engine import Engine, call, granted, place_of
 AMOUNTS = st.integers(1, 300)
 BURST = 100.0
 RATE = 10.0
+
+
+LIMITS = ("ceiling", "tokens_per_second", "server_pause")
+
+
+def held(ticket: Ticket) -> int:
+    """What a granted ticket's reservation was given to hold."""
+    return place_of(ticket).call.worst
 
 
 class ReferenceBucket:
@@ -59,6 +67,7 @@ class Books(RuleBasedStateMachine):
 
         def checked(ticket: Ticket, now: float) -> None:
             grant(ticket, now)
+            assert ticket.call.at_least <= held(ticket) <= ticket.call.worst
             if self.paced:
                 assert self.bucket.at(now) >= min(ticket.call.expected, BURST) - 1e-3
                 self.bucket.change(-ticket.call.expected, now)
@@ -67,12 +76,21 @@ class Books(RuleBasedStateMachine):
 
         admission._grant = checked  # type: ignore[method-assign]
 
-    @rule(target=tickets, worst=AMOUNTS, share=st.floats(0.1, 1.0), owner=st.integers(0, 5))
-    def offer(self, worst: int, share: float, owner: int) -> Ticket:
-        own = sum(t.call.worst for t in self.open_places.values() if t.owner == owner)
-        ticket = self.engine.offer(call(worst, max(1, int(worst * share))), owner)
+    @rule(
+        target=tickets,
+        worst=AMOUNTS,
+        share=st.floats(0.1, 1.0),
+        owner=st.integers(0, 5),
+        least=st.none() | st.floats(0.0, 1.0),
+        model=st.sampled_from("ab"),
+    )
+    def offer(self, worst: int, share: float, owner: int, least: float | None, model: str) -> Ticket:
+        own = sum(held(t) for t in self.open_places.values() if t.owner == owner)
+        bound = worst if least is None else int(worst * least)
+        asked = call(worst, max(1, int(worst * share)), model=model, least=None if least is None else bound)
+        ticket = self.engine.offer(asked, owner)
         self.everyone.append(ticket)
-        hopeless = self._overdrawn_by(own + worst)
+        hopeless = self._overdrawn_by(own + bound)
         assert isinstance(ticket.decision, CeilingReached) == hopeless
         self._take_note()
         return ticket
@@ -83,8 +101,8 @@ class Books(RuleBasedStateMachine):
         if id(ticket) not in self.open_places:
             return
         del self.open_places[id(ticket)]
-        spent = 0 if source == "void" else int(ticket.call.worst * used)
-        unknown = max(0, ticket.call.worst - spent) if source == "partial" else 0
+        spent = 0 if source == "void" else int(held(ticket) * used)
+        unknown = max(0, held(ticket) - spent) if source == "partial" else 0
         self.spent += spent
         self.unknown += unknown
         used_of_rate = {"provider": spent, "partial": max(spent, ticket.call.expected), "void": 0}[source]
@@ -92,6 +110,13 @@ class Books(RuleBasedStateMachine):
         self.engine.settle(ticket, spent, unknown, source)
         self.engine.settle(ticket, 12_345, 678, "provider")
         self._take_note()
+
+    @rule(ticket=tickets, status=st.sampled_from([200, 429, 529]), pause=st.none() | st.floats(0.0, 20.0))
+    def answer(self, ticket: Ticket, status: int, pause: float | None) -> None:
+        """A server pauses, or lets its slow start go on; also twice, and after the call has ended."""
+        if granted(ticket) and id(ticket) not in self.gone:
+            self.engine.answer(ticket, status, pause)
+            self._take_note()
 
     @rule(ticket=tickets)
     def leave(self, ticket: Ticket) -> None:
@@ -135,19 +160,20 @@ class Books(RuleBasedStateMachine):
                 self.answers[id(ticket)] = ticket.decision
                 if granted(ticket) and id(ticket) not in self.gone:
                     self.open_places[id(ticket)] = ticket
-        granted_now = [ticket for ticket in self.everyone if granted(ticket)]
-        by_id = sorted(granted_now, key=lambda ticket: place_of(ticket).id)
-        assert by_id == granted_now, "granted out of order"
+        for model in "ab":
+            granted_now = [ticket for ticket in self.everyone if granted(ticket) and ticket.call.model == model]
+            by_id = sorted(granted_now, key=lambda ticket: place_of(ticket).id)
+            assert by_id == granted_now, "granted out of order"
 
     @invariant()
     def the_numbers_are_those_of_the_model(self) -> None:
         """B1, B3, B4, B5: sums of what is open and of what was settled, at the run and at its parent."""
-        held = sum(ticket.call.worst for ticket in self.open_places.values())
+        held_by_all = sum(held(ticket) for ticket in self.open_places.values())
         account = self.engine.account
         for node in account.path():
-            assert (node.spent, node.unknown, node.held) == (self.spent, self.unknown, held)
+            assert (node.spent, node.unknown, node.held) == (self.spent, self.unknown, held_by_all)
             assert node.in_flight == len(self.open_places)
-        assert account.ceiling is None or account.remaining == account.ceiling - self.spent - self.unknown - held
+        assert account.ceiling is None or account.remaining == account.ceiling - self.spent - self.unknown - held_by_all
 
     @invariant()
     def nobody_waits_who_could_go_or_never_can(self) -> None:
@@ -157,7 +183,7 @@ class Books(RuleBasedStateMachine):
         assert status.waiting == len(waiting)
         if not waiting:
             return
-        assert status.waits_for in ("ceiling", "tokens_per_second")
+        assert status.waits_for in LIMITS
         assert status.next_seconds is None or status.next_seconds > 0
         assert not any(self._overdrawn_by(ticket.bound) for ticket in waiting)
 
@@ -165,7 +191,7 @@ class Books(RuleBasedStateMachine):
     def every_refusal_was_right_and_says_why(self) -> None:
         for answer in self.answers.values():
             if isinstance(answer, BudgetExceeded):
-                assert answer.limit in ("ceiling", "tokens_per_second")
+                assert answer.limit in LIMITS
                 assert answer.asked > 0
 
     @invariant()
