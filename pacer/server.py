@@ -1,8 +1,8 @@
 """What the answers of one server allow for one model: a pause it asked for, the slow start after it, a pace.
 
 After a pause the first call goes alone, and each answer lets one more go unanswered, which doubles their number with
-each round: a fleet that ran into a limit does not run into it again as one. Where an answer tells that little remains, calls are spread over what is left. All of
-it only slows down; time comes in as an argument.
+each round: a fleet that ran into a limit does not run into it again as one. Where an answer tells that little remains,
+calls are spread over what is left. All of it only slows down; time comes in as an argument.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rules of the books hold after every step of any history: offers, settlements, departures, pauses, time, ceilings."""
+"""The rules of the books hold after every step of any history: offers, answers, settlements, departures, time."""
 
 from __future__ import annotations
 
