@@ -1,4 +1,4 @@
-"""``output_cap``: the last calls fit because their cap is lowered, in each family's own spelling, never where signed."""
+"""``output_cap``: the last calls fit with a lowered cap, in each family's own spelling, never where signed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EventReader: the same events at any split of the bytes."""
+"""The readers of streams: the same events at any split of the bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transports.sse import LARGEST_EVENT_BYTES, Event, EventReader
+from transports.sse import LARGEST_EVENT_BYTES, Event, EventReader, FrameReader, LineReader, Reader, reader_of
 
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 LINES = st.sampled_from(
@@ -189,3 +189,53 @@ def test_an_event_in_many_small_chunks_is_not_scanned_again_and_again():
     for _ in range(1_000):
         list(reader.feed(b"x"))
         assert len(reader._pending) - reader._scanned <= 3
+
+
+# ---------------------------------------------------------------- lines and frames
+
+
+def frame(payload: bytes, headers: bytes = b"") -> bytes:
+    """An AWS frame; nobody here checks its sums."""
+    size = 16 + len(headers) + len(payload)
+    return size.to_bytes(4) + len(headers).to_bytes(4) + b"sum1" + headers + payload + b"sum2"
+
+
+def everything(reader: Reader, chunks: Iterable[bytes]) -> list[Event]:
+    return [event for chunk in chunks for event in reader.feed(chunk)] + list(reader.finish())
+
+
+@given(st.lists(st.binary(max_size=30)), st.binary(max_size=9), st.integers(1, 40))
+def test_frames_at_any_split(payloads, headers, size):
+    """Their payloads, whatever is in them, and every byte once."""
+    stream = b"".join(frame(payload, headers) for payload in payloads)
+    events = everything(FrameReader(), [stream[at : at + size] for at in range(0, len(stream), size)])
+    assert [event.data for event in events] == payloads
+    assert b"".join(event.raw for event in events) == stream
+
+
+@given(st.lists(st.binary(min_size=1, max_size=30).map(lambda line: b"{" + line.replace(b"\n", b"") + b"}")),
+       st.sampled_from([b"\n", b"\r\n"]), st.booleans(), st.integers(1, 40))  # fmt: skip
+def test_lines_at_any_split(lines, end, is_closed, size):
+    """The last one needs no end."""
+    stream = end.join(lines) + (end if lines and is_closed else b"")
+    events = everything(LineReader(), [stream[at : at + size] for at in range(0, len(stream), size)])
+    assert [event.data for event in events] == lines
+    assert b"".join(event.raw for event in events) == stream
+
+
+@pytest.mark.parametrize("size", [0, 15, LARGEST_EVENT_BYTES + 1, 2**32 - 1])
+def test_what_is_no_frame_is_read_no_further(size):
+    reader = FrameReader()
+    assert list(reader.feed(size.to_bytes(4) + b"x" * 60)) == []
+    assert reader.overflowed
+
+
+def test_a_frame_that_was_cut_off_says_nothing():
+    assert everything(FrameReader(), [frame(b"{}")[:-1]]) == [Event(frame(b"{}")[:-1], b"")]
+
+
+def test_the_type_of_a_body_tells_its_reader():
+    assert isinstance(reader_of(b"text/event-stream; charset=utf-8"), EventReader)
+    assert isinstance(reader_of(b"Application/X-NDJSON"), LineReader)
+    assert isinstance(reader_of(b"application/vnd.amazon.eventstream"), FrameReader)
+    assert reader_of(b"application/json") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import json
 from itertools import pairwise
@@ -57,6 +58,11 @@ END = event({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 10
 ANTHROPIC = b"".join([START, event({"type": "ping"}, "ping"), WORD, WORD, END, event({"type": "message_stop"})])
 
 
+def frame(payload: bytes) -> bytes:
+    """An AWS frame without headers; nobody here checks its sums."""
+    return (16 + len(payload)).to_bytes(4) + bytes(8) + payload + bytes(4)
+
+
 def stream_of(*chunks: bytes | Exception, headers: dict[str, str] = SSE) -> Answer:
     return Answer(chunks, headers)
 
@@ -77,6 +83,64 @@ def metered(
     pacer = Pacer(**options)
     response, chunks = caller.stream(BudgetTransport(Inner(answer), pacer=pacer), take, url, json=asked(False))
     return pacer, response.extensions["pacer"], b"".join(chunks)
+
+
+# ---------------------------------------------------------------- streams that are no server-sent events
+
+FRAMES = {"content-type": "application/vnd.amazon.eventstream"}
+CONVERSED = [
+    frame(b'{"role":"assistant"}'),
+    *[frame(b'{"contentBlockIndex":0,"delta":{"text":"x"}}')] * 3,
+    frame(b'{"stopReason":"end_turn"}'),
+    frame(b'{"usage":{"inputTokens":20,"outputTokens":10,"totalTokens":30}}'),
+]
+INVOKED = [
+    frame(json.dumps({"bytes": base64.b64encode(json.dumps(said).encode()).decode()}).encode())
+    for said in (
+        {"type": "message_start", "message": {"usage": {"input_tokens": 20, "output_tokens": 1}}},
+        *[{"type": "content_block_delta", "delta": {"type": "text_delta", "text": "x"}}] * 3,
+        {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 10}},
+        {"type": "message_stop", "amazon-bedrock-invocationMetrics": {"inputTokenCount": 20, "outputTokenCount": 10}},
+    )
+]
+LINES = {"content-type": "application/x-ndjson"}
+CHATTED = [
+    *[b'{"model":"m","message":{"role":"assistant","content":"x"},"done":false}\n'] * 3,
+    b'{"model":"m","done":true,"done_reason":"stop","prompt_eval_count":20,"eval_count":10}\n',
+]
+OTHERS = pytest.mark.parametrize(
+    ("path", "events", "headers"),
+    [
+        ("/model/amazon.nova-lite-v1:0/converse-stream", CONVERSED, FRAMES),
+        ("/model/anthropic.claude-3-haiku/invoke-with-response-stream", INVOKED, FRAMES),
+        ("/api/chat", CHATTED, LINES),
+    ],
+    ids=["converse", "invoke", "ollama"],
+)
+
+
+@OTHERS
+@given(places=st.lists(st.integers(0, 10_000), max_size=40))
+def test_frames_and_lines_are_metered_at_any_split(path, events, headers, places):
+    """The provider's number, and every byte."""
+    pacer, body = Pacer(), b"".join(events)
+    transport = BudgetTransport(Inner(stream_of(*cut(body, places), headers=headers)), pacer=pacer)
+    with httpx.Client(transport=transport) as client:
+        assert client.post("http://model.test" + path, json=asked(False)).content == body
+    assert books(pacer) == (30, 0, 0, 0)
+
+
+@OTHERS
+def test_frames_and_lines_that_are_dropped_count_what_was_seen(caller, path, events, headers):
+    """Three words of output, and the rest of the worst case as unknown."""
+    answer = stream_of(*events, headers=headers)
+    seen = next(number for number, event in enumerate(events) if event != events[1] and number > 1)
+    pacer, receipt, _ = metered(caller, answer, url="http://model.test" + path, take=seen)
+    assert receipt.source == "partial"
+    spent, unknown, held, in_flight = books(pacer)
+    assert spent >= 3
+    assert spent + unknown == receipt.reserved
+    assert (held, in_flight) == (0, 0)
 
 
 # ---------------------------------------------------------------- whole streams

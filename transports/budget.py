@@ -16,7 +16,7 @@ from pacer.flow import Park, Pause, Space
 from pacer.pacer import Pacer, join
 from pacer.settings import SettingsInput
 from pacer.usage import Estimate, Source, Usage
-from transports import refusal, retry
+from transports import limits, refusal, retry
 from transports.inner import Inner
 from transports.library import Request, Response, body_of, library_of
 from transports.retry import Discard
@@ -211,6 +211,9 @@ class BudgetTransport(_Transport):
     def _metered(self, response: Response, exchange: _Exchange, place: Reservation) -> Response:
         """Put the meter on an answer, or settle at once where there is nothing to read."""
         status = response.status_code
+        # Each look-up in httpx's headers walks through all of them; this walks once.
+        headers = {name.lower(): value for name, value in response.headers.raw}
+        self.pacer.answered(place, status, limits.word_of(headers, time.time()))
         if status in (408, 409, 499):
             self.pacer.settle(place, Usage(place.call.input), "partial")
         elif not 200 <= status < 300:
@@ -218,14 +221,14 @@ class BudgetTransport(_Transport):
             if status >= 400:
                 self.pacer.count_failed()
         else:
-            self._read_along(response, exchange, place)
+            self._read_along(response, headers, exchange, place)
         return response
 
-    def _read_along(self, response: Response, exchange: _Exchange, place: Reservation) -> None:
+    def _read_along(
+        self, response: Response, headers: dict[bytes, bytes], exchange: _Exchange, place: Reservation
+    ) -> None:
         hides_usage = exchange.call.usage_at is not None
         meter = Meter(self.pacer, place, exchange.wire, exchange.units, hides_usage=hides_usage)
-        # Each look-up in httpx's headers walks through all of them; this walks once.
-        headers = {name.lower(): value for name, value in response.headers.raw}
         content_type = headers.get(b"content-type", b"")
         if response.is_stream_consumed:  # read already: no byte will pass the meter
             meter.expect(content_type, b"")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from types import ModuleType
 from typing import Any
 
@@ -24,11 +22,9 @@ from tenacity import (
 
 from pacer.flow import Pause
 from transports.library import Response
+from transports.limits import LONGEST_WAIT_SECONDS, retry_after_seconds
 
 RETRIED_STATUSES = frozenset({429, 502, 503, 504, 529})
-LONGEST_WAIT_SECONDS = 60.0
-"""No provider's ``retry-after`` is obeyed beyond this."""
-
 _backoff = wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_SECONDS)
 
 
@@ -70,29 +66,8 @@ def attempts(
 
 def _wait_seconds(state: RetryCallState) -> float:
     if state.outcome is not None and not state.outcome.failed:
-        asked = retry_after_seconds(state.outcome.result().headers, time.time())
+        headers = state.outcome.result().headers
+        asked = retry_after_seconds(headers.get("retry-after-ms"), headers.get("retry-after"), time.time())
         if asked is not None:
             return asked
     return _backoff(state)
-
-
-def retry_after_seconds(headers: Any, unix_now: float) -> float | None:
-    """What the provider asks for, at most 60 s; ``None`` where it says nothing that makes sense."""
-    if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
-        return min(milliseconds / 1_000, LONGEST_WAIT_SECONDS)
-    said = headers.get("retry-after")
-    seconds = _number(said)
-    if seconds is None and said:
-        try:
-            seconds = max(0.0, parsedate_to_datetime(said).timestamp() - unix_now)
-        except (ValueError, OverflowError):
-            return None
-    return None if seconds is None else min(seconds, LONGEST_WAIT_SECONDS)
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        number = float(text or "")
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and number >= 0 else None

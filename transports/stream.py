@@ -17,7 +17,7 @@ from typing import Any
 from pacer.admission import Reservation
 from pacer.pacer import Pacer
 from pacer.usage import Usage
-from transports.sse import LARGEST_EVENT_BYTES, Event, EventReader
+from transports.sse import LARGEST_EVENT_BYTES, Event, Reader, reader_of
 from transports.wire import Tally, Wire
 
 LARGEST_BODY_BYTES = LARGEST_EVENT_BYTES
@@ -41,15 +41,14 @@ class Meter:
         self.ended = False
         self._hides_usage = hides_usage
         self._tally = Tally()
-        self._events: EventReader | None = None
+        self._events: Reader | None = None
         self._body = bytearray()
         self._inflate: Callable[[bytes], bytes] | None = None
         self._blind = False
 
     def expect(self, content_type: bytes, content_encoding: bytes) -> None:
         """What kind of body follows, from the answer's headers."""
-        if content_type.lower().startswith(b"text/event-stream"):
-            self._events = EventReader()
+        self._events = reader_of(content_type)
         if content_encoding.lower() not in (b"", b"identity"):
             self._hides_usage = False
             self._inflate = _inflater(content_encoding.lower())
