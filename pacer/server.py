@@ -1,7 +1,8 @@
 """What the answers of one server allow for one model: a pause it asked for, the slow start after it, a pace.
 
 After a pause the first call goes alone, and each answer lets one more go unanswered, which doubles their number with
-each round: a fleet that ran into a limit does not run into it again as one. Where an answer tells that little remains,
+each round: a fleet that ran into a limit does not run into it again as one. What passed between one pause and the next
+is the pace to go on with, and each answer quickens it a little. Where an answer tells that little remains,
 calls are spread over what is left. All of it only slows down; time comes in as an argument.
 """
 
@@ -17,6 +18,12 @@ JITTER = 0.1
 """Up to this share is added to a pause, so that several processes do not come back at once."""
 WIDEST_WINDOW = 64
 """Calls that may go unanswered when the slow start after a pause ends."""
+LEEWAY = 1.1
+"""The pace learned between two pauses is slower than what passed by this factor,"""
+QUICKENING = 0.98
+"""and each answer makes its interval shorter by this one."""
+LONGEST_INTERVAL_SECONDS = 5.0
+"""No pace that was only guessed is slower, so that a fleet recovers from an outage within minutes."""
 LOW = 0.2
 """Calls are spread when less than this share of the server's limit remains."""
 FORGOTTEN_AFTER_SECONDS = 300.0
@@ -29,7 +36,17 @@ _PAUSING = (429, 529)
 class Server:
     """One server's word for one model. ``probing`` counts the calls of a slow start that are not answered yet."""
 
-    __slots__ = ("_next_at", "_paces", "_strikes", "_struck_at", "_window", "paused_until", "probing")
+    __slots__ = (
+        "_interval",
+        "_next_at",
+        "_paces",
+        "_passes",
+        "_strikes",
+        "_struck_at",
+        "_window",
+        "paused_until",
+        "probing",
+    )
 
     def __init__(self) -> None:
         self.paused_until = -math.inf
@@ -37,6 +54,8 @@ class Server:
         self._window: int | None = None
         self._strikes = 0
         self._struck_at = -math.inf
+        self._passes = 0
+        self._interval = 0.0
         self._paces: dict[AllowanceKind, tuple[float, float]] = {}
         self._next_at = -math.inf
 
@@ -47,7 +66,7 @@ class Server:
         if self._window is not None and self.probing >= self._window:
             return Wait(PAUSE, None)
         if (seconds := self._next_at - now) > 1e-6:
-            return Wait(REMAINING, seconds)
+            return Wait(REMAINING if self._paces else PAUSE, seconds)
         return None
 
     def granted(self, call: Estimate, now: float) -> bool:
@@ -55,8 +74,7 @@ class Server:
         seconds = [
             min(_asked(kind, call) * each, until - now) for kind, (each, until) in self._paces.items() if until > now
         ]
-        if seconds:
-            self._next_at = max(now, self._next_at) + max(seconds)
+        self._next_at = max(now, self._next_at) + max([*seconds, self._interval])
         if self._window is None:
             return False
         self.probing += 1
@@ -87,15 +105,22 @@ class Server:
     def _strike(self, asked: float | None, granted_at: float, now: float, jitter: float) -> None:
         if granted_at > self._struck_at:  # calls that were under way when it struck first tell nothing new
             self._strikes += 1
+            if self._passes:
+                self._interval = min(LEEWAY * (now - self._struck_at) / self._passes, LONGEST_INTERVAL_SECONDS)
+            self._passes = 0
         self._struck_at = now
         seconds = 2.0 ** min(self._strikes - 1, 6) if asked is None else asked
         self.pause(seconds * (1.0 + JITTER * jitter), now)
         self._window = 1
 
     def _passed(self, granted_at: float) -> None:
-        if self._window is None or granted_at <= self._struck_at:
+        if granted_at <= self._struck_at or self._struck_at == -math.inf:
             return
+        self._passes += 1
+        self._interval *= QUICKENING
         self._strikes = 0
+        if self._window is None:
+            return
         self._window += 1
         if self._window > WIDEST_WINDOW:
             self._window = None
@@ -112,7 +137,7 @@ class Server:
                 each = min(each, 2.0 * reset / max(said.limit - said.remaining, 1))
             self._paces[said.kind] = (each, now + reset)
         if not self._paces:
-            self._next_at = min(self._next_at, now)
+            self._next_at = min(self._next_at, now + self._interval)
 
 
 def _asked(kind: AllowanceKind, call: Estimate) -> int:

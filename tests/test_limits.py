@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from email.utils import formatdate
 from typing import Any
 
@@ -13,7 +14,7 @@ from pacer import Pacer, WaitTooLong
 from pacer.usage import Allowance, Word
 from tests.servers import URL, Answer, Caller, Inner, answer_json, ask, books
 from transports import BudgetTransport
-from transports.limits import LONGEST_WAIT_SECONDS, retry_after_seconds, word_of
+from transports.limits import LONGEST_WAIT_SECONDS, retry_after_seconds, retry_info, word_of
 
 NOW = 1_700_000_000.0
 JSON = {"content-type": "application/json"}
@@ -83,14 +84,17 @@ def test_no_header_crashes(headers):
         assert 0 <= allowance.reset_seconds < float("inf")
 
 
-def paused(caller: Caller, answer: Answer) -> Any:
+GEMINI = "http://model.test/v1beta/models/{}:generateContent"
+
+
+def paused(caller: Caller, answer: Answer, url: str = URL) -> Any:
     """One call that gets ``answer``, then one that would rather be refused than wait."""
     pacer = Pacer(max_wait=0.5)
     transport = BudgetTransport(Inner(answer), pacer=pacer, refusal="raise")
-    assert caller.send(transport, json=ask()).status_code == answer.status
+    assert caller.send(transport, url=url.format("m"), json=ask()).status_code == answer.status
     with pytest.raises(WaitTooLong) as refused:
-        caller.send(transport, json=ask())
-    other = caller.send(transport, json=ask(model="another"))
+        caller.send(transport, url=url.format("m"), json=ask())
+    other = caller.send(transport, url=url.format("another"), json=ask(model="another"))
     assert other.status_code == answer.status, "a model of its own has a lane of its own"
     assert books(pacer)[2:] == (0, 0)
     assert "paused by the provider for" in repr(pacer) or answer.status == 200
@@ -102,6 +106,34 @@ def test_a_wait_that_a_provider_asks_for_holds_back_everybody(caller, status):
     refused = paused(caller, Answer([b"{}"], {**JSON, "retry-after": "20"}, status))
     assert refused.limit == "server_pause"
     assert 19 < refused.retry_after_seconds <= 22
+
+
+REFUSED = b"""{"error": {"code": 429, "message": "Quota", "status": "RESOURCE_EXHAUSTED", "details": [
+  {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{"quotaMetric": "m"}]},
+  {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "40.5s"}]}}"""
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+@pytest.mark.parametrize("body", [REFUSED, b"[" + REFUSED + b"]\n"], ids=["answer", "stream"])
+def test_a_wait_that_gemini_asks_for_in_the_body_is_kept(caller, body, encoding):
+    """The caller gets the body as it is."""
+    headers = {**JSON, "content-encoding": encoding} if encoding else JSON
+    sent = gzip.compress(body) if encoding else body
+    refused = paused(caller, Answer([sent[:100], sent[100:]], headers, 429), GEMINI)
+    assert 40 < refused.retry_after_seconds <= 45
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"busy", b"[]", b"[" * 100_000, b'{"error": {}}', b'{"error": "quota"}', REFUSED[:-1],
+    REFUSED.replace(b"40.5s", b"soon"), REFUSED.replace(b"40.5s", b"-1s"), b" " * 100_000 + REFUSED,
+], ids=lambda body: body[:20].decode() or "empty")  # fmt: skip
+def test_a_refusal_that_names_no_wait_pauses_for_a_second(caller, body):
+    refused = paused(caller, Answer([body], JSON, 429), GEMINI)
+    assert 0.5 < refused.retry_after_seconds <= 1.1
+
+
+def test_a_longer_wait_than_a_minute_is_not_kept():
+    assert retry_info(REFUSED.replace(b"40.5s", b"999999s")) == Word(LONGEST_WAIT_SECONDS)
 
 
 def test_a_low_remaining_slows_down_before_the_429_comes(caller):

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pacer.admission import Ticket
+from pacer.bucket import Bucket
+from pacer.usage import Rate
 from tests.engine import Engine, call, place_of
 
 RATE = 1_000.0
@@ -138,3 +140,48 @@ def test_each_waiter_is_woken_once():
     engine.advance(1_000.0)
     assert all(place_of(ticket) for ticket in tickets)
     assert {seat.wakes for seat in engine.seats} == {1}
+
+
+class Provider:
+    """Takes five requests at once and two a second; the others get a 429."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.bucket = Bucket(Rate(2.0), 5.0, engine.clock.now)
+        self.refused = self.answered = 0
+
+    def answer(self, now: float) -> int:
+        if self.bucket.wait_seconds(1.0, now):
+            self.refused += 1
+            return 429
+        self.bucket.take(1.0, now)
+        self.answered += 1
+        return 200
+
+
+@pytest.mark.parametrize("pause", [None, 1.0, 5.0])
+def test_a_fan_out_without_limits_runs_into_a_providers_limit_once(pause):
+    """Fifty callers with an SDK's three tries each all get answers; only the first round hits the wall together."""
+    engine = Engine()
+    provider = Provider(engine)
+    tries = {engine.offer(call(10)): 1 for _ in range(50)}
+    under_way: list[tuple[float, Ticket, int]] = []
+    sent: set[Ticket] = set()
+    for _ in range(12_000):
+        now = engine.clock.now
+        for ticket in [each for each in tries if each not in sent and each.decision is not None]:
+            sent.add(ticket)
+            under_way.append((now + 0.2, ticket, provider.answer(now)))
+        for answer in [each for each in under_way if each[0] <= now]:
+            under_way.remove(answer)
+            _, ticket, status = answer
+            engine.answer(ticket, status, pause if status == 429 else None)
+            engine.settle(ticket, 10 if status == 200 else 0, source="provider" if status == 200 else "void")
+            number = tries.pop(ticket)
+            if status == 429:
+                assert number < 3, "a caller has used up its tries"
+                tries[engine.offer(call(10))] = number + 1
+        if not tries:
+            break
+        engine.advance(0.01)
+    assert provider.answered == 50
+    assert provider.refused <= 45 + 10, "after the first round hardly anybody is refused"

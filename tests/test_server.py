@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from pacer.server import FORGOTTEN_AFTER_SECONDS, LONGEST_PAUSE_SECONDS, Server
+from pacer.server import (
+    FORGOTTEN_AFTER_SECONDS,
+    LEEWAY,
+    LONGEST_INTERVAL_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    QUICKENING,
+    Server,
+)
 from pacer.usage import Allowance, Estimate, Wait, Word
 
 NOW = 1_000.0
@@ -147,3 +154,35 @@ def test_it_is_forgotten_when_it_says_nothing_any_more():
     assert not struck(left(10, 60), status=200).is_forgettable(NOW + 29.0)
     assert struck(left(10, 60), status=200).is_forgettable(NOW + 30.0)
     assert struck(left(50, 60), status=200).is_forgettable(NOW)
+
+
+def test_what_passed_between_two_pauses_is_the_pace_after_them():
+    """Four answers in ten seconds, and a little slower; each further answer quickens it."""
+    server = struck(Word(1.0))
+    for number in range(4):
+        server.answered(200, None, NOW + 2.0, NOW + 2.0 + number, 0.0)
+    server.answered(429, Word(1.0), NOW + 9.0, NOW + 10.0, 0.0)
+    assert server.wait(NOW + 11.0) is None
+    server.granted(CALL, NOW + 11.0)
+    server.answered(200, None, NOW + 11.0, NOW + 11.0, 0.0)
+    wait = server.wait(NOW + 11.0)
+    assert wait is not None
+    assert wait.limit == "server_pause"
+    assert wait.seconds == pytest.approx(QUICKENING * LEEWAY * 10.0 / 4)
+    assert server.wait(NOW + 11.0 + LEEWAY * 10.0 / 4) is None
+    server.granted(CALL, NOW + 20.0)
+    server.answered(200, None, NOW + 20.0, NOW + 20.0, 0.0)
+    wait = server.wait(NOW + 20.0)
+    assert wait is not None
+    assert wait.seconds == pytest.approx(QUICKENING**2 * LEEWAY * 10.0 / 4)
+
+
+def test_an_outage_does_not_leave_a_crawl_behind():
+    server = struck(Word(60.0))
+    server.answered(200, None, NOW + 61.0, NOW + 61.0, 0.0)
+    server.answered(429, None, NOW + 62.0, NOW + 600.0, 0.0)
+    server.granted(CALL, NOW + 700.0)
+    server.answered(200, None, NOW + 700.0, NOW + 700.0, 0.0)
+    wait = server.wait(NOW + 700.0)
+    assert wait is not None
+    assert wait.seconds == pytest.approx(QUICKENING * LONGEST_INTERVAL_SECONDS)

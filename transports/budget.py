@@ -20,8 +20,8 @@ from transports import limits, refusal, retry
 from transports.inner import Inner
 from transports.library import Request, Response, body_of, library_of
 from transports.retry import Discard
-from transports.stream import Meter, metered
-from transports.wire import Call, Path, Wire, edited, recognise
+from transports.stream import Listener, Meter, metered
+from transports.wire import Call, Path, Wire, edited, gemini, recognise
 
 if TYPE_CHECKING:
     import httpx
@@ -35,6 +35,7 @@ else:
 
 UNREADABLE_BODY_UNITS = 4_096.0
 """Input tokens supposed for a body that can neither be read nor measured."""
+_WAIT_IN_BODY = frozenset({gemini.WIRE.provider})
 _REPORTS_USAGE_UNASKED = frozenset({"api.mistral.ai"})  # its streams end with usage, and it refuses unknown members
 
 
@@ -214,6 +215,9 @@ class BudgetTransport(_Transport):
         # Each look-up in httpx's headers walks through all of them; this walks once.
         headers = {name.lower(): value for name, value in response.headers.raw}
         self.pacer.answered(place, status, limits.word_of(headers, time.time()))
+        if status == 429 and exchange.wire.provider in _WAIT_IN_BODY and not response.is_stream_consumed:
+            listener = Listener(self.pacer, place, status, headers.get(b"content-encoding", b""))
+            response.stream = metered(response.stream, listener, exchange.library)
         if status in (408, 409, 499):
             self.pacer.settle(place, Usage(place.call.input), "partial")
         elif not 200 <= status < 300:

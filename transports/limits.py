@@ -1,7 +1,8 @@
-"""What an answer's headers say of the provider's own limits: how long to wait, and how much is left of what.
+"""What an answer says of the provider's own limits: how long to wait, and how much is left of what.
 
-OpenAI, Azure and Groq write ``x-ratelimit-*``, Anthropic ``anthropic-ratelimit-*``, Mistral ``ratelimitbysize-*``.
-Numbers that make no sense count as not said. OpenRouter's ``x-ratelimit-remaining`` names no kind and is not read.
+OpenAI, Azure and Groq write ``x-ratelimit-*``, Anthropic ``anthropic-ratelimit-*``, Mistral ``ratelimitbysize-*``; the
+wait that Gemini asks for is in the body (``google.rpc.RetryInfo``). Numbers that make no sense count as not said.
+OpenRouter's ``x-ratelimit-remaining`` names no kind and is not read.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+
+import msgspec
 
 from pacer.usage import Allowance, AllowanceKind, Word
 
@@ -31,6 +34,21 @@ _NUMBER = r"(\d{1,9}(?:\.\d{1,9})?)"
 _SPAN = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?(?:{_NUMBER}ms)?", re.ASCII)
 
 
+class _Detail(msgspec.Struct):
+    retryDelay: str = ""
+
+
+class _Error(msgspec.Struct):
+    details: list[_Detail] = []
+
+
+class _Refusal(msgspec.Struct):
+    error: _Error
+
+
+_refusal = msgspec.json.Decoder(_Refusal)
+
+
 def word_of(headers: Mapping[bytes, bytes], unix_now: float) -> Word | None:
     """What the headers (names in lower case) say; ``None`` where they say nothing."""
     pause = retry_after_seconds(_text(headers, b"retry-after-ms"), _text(headers, b"retry-after"), unix_now)
@@ -39,6 +57,19 @@ def word_of(headers: Mapping[bytes, bytes], unix_now: float) -> Word | None:
         told = (_allowance(headers, unix_now, kind, name) for kind, name in _ALLOWANCES)
         allowances = tuple(allowance for allowance in told if allowance is not None)
     return None if pause is None and not allowances else Word(pause, allowances)
+
+
+def retry_info(body: bytes) -> Word | None:
+    """The wait that the body of a 429 asks for in Gemini's way; ``None`` where there is none."""
+    try:
+        said = _refusal.decode(body.strip().removeprefix(b"[").removesuffix(b"]"))  # in a stream it is an array
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        return None
+    for detail in said.error.details:
+        span = _SPAN.fullmatch(detail.retryDelay)
+        if span and span[3]:
+            return Word(min(float(span[3]), LONGEST_WAIT_SECONDS))
+    return None
 
 
 def retry_after_seconds(milliseconds: str | None, said: str | None, unix_now: float) -> float | None:

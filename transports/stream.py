@@ -10,17 +10,19 @@ import logging
 import warnings
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
 from pacer.admission import Reservation
 from pacer.pacer import Pacer
 from pacer.usage import Usage
+from transports import limits
 from transports.sse import LARGEST_EVENT_BYTES, Event, Reader, reader_of
 from transports.wire import Tally, Wire
 
 LARGEST_BODY_BYTES = LARGEST_EVENT_BYTES
+LARGEST_REFUSAL_BYTES = 64 * 1024
 UNBELIEVABLE_FACTOR = 20
 """A usage of more than this many times the worst case counts as missing."""
 
@@ -154,10 +156,41 @@ class Meter:
         return usage if usage is not None and usage.total <= limit else None
 
 
+class Listener:
+    """Reads the body of a refusal for the wait that Gemini asks for there, and passes it on."""
+
+    ended = True  # nothing is left to settle, so nobody misses an end that never comes
+
+    def __init__(self, pacer: Pacer, place: Reservation, status: int, content_encoding: bytes) -> None:
+        self._tell = partial(pacer.answered, place, status)
+        self._inflate = _inflater(content_encoding.lower()) if content_encoding else bytes
+        self._body = bytearray()
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Read ``chunk``; returns it."""
+        if len(self._body) < LARGEST_REFUSAL_BYTES:
+            self._body += chunk[:LARGEST_REFUSAL_BYTES]
+        return chunk
+
+    def finish(self) -> bytes:
+        """The body has ended: tell the lane. Nothing was held back."""
+        try:
+            word = limits.retry_info(self._inflate(bytes(self._body))) if self._inflate is not None else None
+        except zlib.error:
+            return b""
+        if word is not None:
+            self._tell(word)
+        return b""
+
+    def abandon(self) -> bytes:
+        """The body is not read to its end; the pause by the status alone stands."""
+        return b""
+
+
 class _MeteredStream:
     """The body of an admitted answer. The library's stream classes are mixed in by :func:`metered`."""
 
-    def __init__(self, inner: Any, meter: Meter) -> None:
+    def __init__(self, inner: Any, meter: Meter | Listener) -> None:
         self._inner = inner
         self._meter = meter
 
@@ -203,7 +236,7 @@ class _MeteredStream:
             warnings.warn("an LLM answer was dropped without being read or closed", ResourceWarning, stacklevel=1)
 
 
-def metered(inner: Any, meter: Meter, library: ModuleType) -> Any:
+def metered(inner: Any, meter: Meter | Listener, library: ModuleType) -> Any:
     """``inner`` with the meter reading along, as a stream of ``library``."""
     return _stream_class(library)(inner, meter)
 
