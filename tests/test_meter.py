@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Iterable, Iterator
@@ -11,15 +12,17 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+import brotli
 import httpx
 import pytest
+import zstandard
 
 import transports.budget
 from pacer import Pacer, estimate
 from pacer.estimate import Estimator
 from pacer.usage import Usage
 from tests.servers import CHAT, Answer, Caller, Inner, Server, answer_json, ask, books, chunked, whole
-from transports import BudgetTransport
+from transports import BudgetTransport, encodings
 from transports.wire import Tally, openai_chat
 
 JSON = {"content-type": "application/json"}
@@ -52,13 +55,15 @@ def assert_unknown(pacer: Pacer, receipt: Any) -> None:
 
 
 def compressed(text: bytes, encoding: str) -> bytes:
-    return gzip.compress(text) if encoding == "gzip" else zlib.compress(text)
+    for name in encoding.split(", "):
+        text = {"gzip": gzip, "deflate": zlib, "br": brotli, "zstd": zstandard}[name].compress(text)
+    return text
 
 
 # ---------------------------------------------------------------- compressed bodies
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "GZIP", "identity"])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, br", "br, deflate", "GZIP", "identity"])
 def test_a_compressed_answer_is_metered_exactly_and_passes_untouched(caller: Caller, encoding: str):
     """Over a real connection, in chunks of three bytes; the caller's library decodes it as ever."""
     text = answer_json()
@@ -75,22 +80,50 @@ def test_a_compressed_answer_is_metered_exactly_and_passes_untouched(caller: Cal
         assert books(pacer) == (60, 0, 0, 0)
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def flushed(texts: list[bytes], encoding: str) -> list[bytes]:
+    """Each text as one chunk of a compressed stream that can be read so far."""
+    if encoding == "br":
+        packer = brotli.Compressor()
+        return [packer.process(text) + packer.flush() for text in texts] + [packer.finish()]
+    if encoding == "zstd":
+        writer = zstandard.ZstdCompressor().compressobj()
+        chunks = [writer.compress(text) + writer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK) for text in texts]
+        return [*chunks, writer.flush()]
+    deflater = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
+    return [deflater.compress(text) + deflater.flush(zlib.Z_SYNC_FLUSH) for text in texts] + [deflater.flush()]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
 def test_a_compressed_stream_passes_whole(encoding):
     """Compressed although it was not asked for: exact usage, and the usage event cannot be cut out."""
-    packer = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
     usage = b'data: {"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": 10}}\n\n'
-    events = [b'data: {"choices": [{"delta": {}}]}\n\n', usage]
-    chunks = [packer.compress(one) + packer.flush(zlib.Z_SYNC_FLUSH) for one in (*events, b"data: [DONE]\n\n")]
+    events = [b'data: {"choices": [{"delta": {}}]}\n\n', usage, b"data: [DONE]\n\n"]
     pacer = Pacer()
-    inner = Inner(Answer([*chunks, packer.flush()], {**SSE, "content-encoding": encoding}))
+    inner = Inner(Answer(flushed(events, encoding), {**SSE, "content-encoding": encoding}))
     with httpx.Client(transport=BudgetTransport(inner, pacer=pacer)) as client:
         got = client.post("http://a.test" + CHAT, json=ask(stream=True)).content
-    assert got == b"".join([*events, b"data: [DONE]\n\n"])
+    assert got == b"".join(events)
     assert books(pacer) == (30, 0, 0, 0)
 
 
-@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, br", "x-unheard-of"])
+@pytest.mark.parametrize(("encoding", "library"), [("br", "brotli"), ("zstd", "backports")])
+def test_without_its_library_an_encoding_is_not_read(monkeypatch, caplog, encoding, library):
+    """The call is charged by estimate, and one line of the log says what to install."""
+    encodings._warn_once.cache_clear()
+    for name in (library, "compression"):  # None in sys.modules: the import fails
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "backports.zstd", raising=False)
+    packed = compressed(answer_json(), encoding)
+    for _ in range(2):
+        pacer, receipt, got = metered([packed], {**JSON, "content-encoding": encoding})
+        assert got == packed
+        assert_unknown(pacer, receipt)
+    assert [record.getMessage().count("token-pacer[encodings]") for record in caplog.records] == [1]
+
+
+@pytest.mark.parametrize(
+    "encoding", ["br", "zstd", "gzip, br", "x-unheard-of", "gzip, x-unheard-of", "br, br, br, br, br"]
+)
 def test_an_encoding_that_is_not_read_makes_the_call_unknown(encoding):
     """Its bytes pass, and are not guessed at."""
     pacer, receipt, got = metered([b"", answer_json()], {**JSON, "content-encoding": encoding})
@@ -113,16 +146,16 @@ def test_a_broken_compression_makes_the_call_unknown(body):
 # ---------------------------------------------------------------- memory
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "gzip, gzip", "zstd, br"])
 @pytest.mark.parametrize("content_type", ["application/json", "text/event-stream"])
 @pytest.mark.parametrize("size", [1_024, 10 * MB], ids=["in small chunks", "in one chunk"])
-def test_a_compression_bomb_does_not_go_off(content_type, size):
-    """200 KB that inflate to 200 MB are inflated to the bound and no further."""
-    packer = zlib.compressobj(wbits=31)
-    bomb = b"".join(packer.compress(b" " * MB) for _ in range(200)) + packer.flush()
+def test_a_compression_bomb_does_not_go_off(content_type, size, encoding):
+    """A body that would become 200 MB is inflated to the bound and no further."""
+    bomb = compressed(b" " * 200 * MB, encoding)
     chunks = [bomb[i : i + size] for i in range(0, len(bomb), size)]
     tracemalloc.start()
     try:
-        pacer, receipt, got = metered(chunks, {"content-type": content_type, "content-encoding": "gzip"})
+        pacer, receipt, got = metered(chunks, {"content-type": content_type, "content-encoding": encoding})
         assert tracemalloc.get_traced_memory()[1] < 48 * MB
     finally:
         tracemalloc.stop()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from functools import cache, partial
 from types import ModuleType
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from pacer.admission import Reservation
 from pacer.pacer import Pacer
 from pacer.usage import Usage
-from transports import limits
+from transports import encodings, limits
 from transports.sse import LARGEST_EVENT_BYTES, Event, Reader, reader_of
 from transports.wire import Tally, Wire
 
@@ -45,7 +44,7 @@ class Meter:
         self._tally = Tally()
         self._events: Reader | None = None
         self._body = bytearray()
-        self._inflate: Callable[[bytes], bytes] | None = None
+        self._decode: encodings.Decode | None = None
         self._blind = False
 
     def expect(self, content_type: bytes, content_encoding: bytes) -> None:
@@ -53,8 +52,8 @@ class Meter:
         self._events = reader_of(content_type)
         if content_encoding.lower() not in (b"", b"identity"):
             self._hides_usage = False
-            self._inflate = _inflater(content_encoding.lower())
-            self._blind = self._inflate is None
+            self._decode = encodings.decoder(content_encoding)
+            self._blind = self._decode is None
 
     def feed(self, chunk: bytes) -> bytes:
         """Read ``chunk``; returns what passes on to the caller."""
@@ -82,7 +81,7 @@ class Meter:
     def _feed(self, chunk: bytes) -> bytes:
         if self._blind:
             return chunk
-        text = chunk if self._inflate is None else self._inflate(chunk)
+        text = chunk if self._decode is None else self._decode(chunk)
         if self._events is None:
             self._body += text
             self._blind = len(self._body) > LARGEST_BODY_BYTES
@@ -163,7 +162,7 @@ class Listener:
 
     def __init__(self, pacer: Pacer, place: Reservation, status: int, content_encoding: bytes) -> None:
         self._tell = partial(pacer.answered, place, status)
-        self._inflate = _inflater(content_encoding.lower()) if content_encoding else bytes
+        self._decode = encodings.decoder(content_encoding)
         self._body = bytearray()
 
     def feed(self, chunk: bytes) -> bytes:
@@ -175,8 +174,8 @@ class Listener:
     def finish(self) -> bytes:
         """The body has ended: tell the lane. Nothing was held back."""
         try:
-            word = limits.retry_info(self._inflate(bytes(self._body))) if self._inflate is not None else None
-        except zlib.error:
+            word = limits.retry_info(self._decode(bytes(self._body))) if self._decode is not None else None
+        except Exception:  # a decoder's own error; reading along never breaks the caller's answer
             return b""
         if word is not None:
             self._tell(word)
@@ -245,17 +244,3 @@ def metered(inner: Any, meter: Meter | Listener, library: ModuleType) -> Any:
 def _stream_class(library: ModuleType) -> Any:
     bases = (_MeteredStream, library.SyncByteStream, library.AsyncByteStream)
     return type("MeteredStream", bases, {})
-
-
-def _inflater(content_encoding: bytes) -> Callable[[bytes], bytes] | None:
-    """A decoder that stops at the memory bound; ``None`` for an encoding that is not read."""
-    if content_encoding not in (b"gzip", b"deflate"):
-        return None
-    decoder = zlib.decompressobj(wbits=47)  # gzip or zlib, by the header
-
-    def inflate(chunk: bytes) -> bytes:
-        if decoder.eof:  # the decoder would keep all that follows its end
-            return b""
-        return decoder.decompress(decoder.unconsumed_tail + chunk, LARGEST_BODY_BYTES)
-
-    return inflate
