@@ -8,19 +8,21 @@ import importlib.metadata
 import os
 import platform
 
-from benchmarks import overhead, waiters
+from benchmarks import estimates, overhead, waiters
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument("which", nargs="?", choices=["overhead", "waiters"], help="one of them only")
+    parser.add_argument("which", nargs="?", choices=["estimates", "overhead", "waiters"], help="one of them only")
     parser.add_argument("--waiters", type=int, default=10_000)
     args = parser.parse_args()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("httpx", "msgspec", "aiolimiter"))
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {versions}\n")
-    if args.which != "waiters":
+    if args.which in (None, "estimates"):
+        estimates.report()
+    if args.which in (None, "overhead"):
         asyncio.run(overhead.measure())
-    if args.which != "overhead":
+    if args.which in (None, "waiters"):
         asyncio.run(waiters.measure(args.waiters))
 
 

@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from pacer import LimitsConflict, Pacer, SettingsError
+from pacer.estimate import measure
 from tests.servers import (
     CALLERS,
     CHAT,
@@ -344,4 +345,5 @@ def test_a_model_that_only_the_path_names_is_learned_by_its_name(caller):
     url = "http://a.test/v1beta/models/gemini-x:generateContent"
     caller.send(BudgetTransport(inner, pacer=pacer), url=url, json={"contents": [{"parts": [{"text": "hello"}]}]})
     assert books(pacer) == (910, 0, 0, 0)
-    assert pacer.estimator.input("gemini-x", 100.0)[0] > pacer.estimator.input("gemini-y", 100.0)[0]
+    counts = measure(b"hello")
+    assert pacer.estimator.input("gemini-x", counts)[0] > pacer.estimator.input("gemini-y", counts)[0]

@@ -346,7 +346,7 @@ def test_a_bug_in_reading_an_answer_breaks_nothing(monkeypatch, member):
 
 
 def test_a_lesson_that_cannot_be_learned_breaks_nothing():
-    """A body that is a stream and says it is empty has no units to learn from."""
+    """A body that is a stream and says it is empty has nothing to learn from."""
     pacer, inner = Pacer(), Inner(Answer([answer_json()], JSON))
     with httpx.Client(transport=BudgetTransport(inner, pacer=pacer)) as client:
         response = client.post("http://a.test" + CHAT, content=iter([b""]), headers={"content-length": "0"})
@@ -361,6 +361,8 @@ def test_a_bill_is_one_lesson_and_a_guess_is_none(caller):
     for answered in (False, True):
         request = caller.send(transport, json=ask()).request
         if answered:
-            expected.learn("m", estimate.units(request.content), Usage(20, 10))
-        assert pacer.estimator.input("m", 1_000.0) == expected.input("m", 1_000.0)
+            expected.learn("m", estimate.measure(request.content), Usage(20, 10))
+        assert pacer.estimator.input("m", estimate.measure(b"w" * 999)) == expected.input(
+            "m", estimate.measure(b"w" * 999)
+        )
         assert pacer.estimator.output("m", None, 1) == expected.output("m", None, 1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from pacer import estimate, parking, settings
 from pacer.admission import Reservation
 from pacer.errors import BudgetExceeded
+from pacer.estimate import Measure
 from pacer.flow import Park, Pause, Space
 from pacer.pacer import Pacer, join
 from pacer.settings import SettingsInput
@@ -33,8 +34,8 @@ else:
     # No base class at run time: anthropic refuses heirs of httpx's transports for its httpx2 client.
     _Transport = object
 
-UNREADABLE_BODY_UNITS = 4_096.0
-"""Input tokens supposed for a body that can neither be read nor measured."""
+UNREADABLE_BODY_BYTES = 16_384
+"""The size supposed for a body that can neither be read nor measured."""
 _WAIT_IN_BODY = frozenset({gemini.WIRE.provider})
 _REPORTS_USAGE_UNASKED = frozenset({"api.mistral.ai"})  # its streams end with usage, and it refuses unknown members
 
@@ -112,7 +113,7 @@ class _Exchange:
     call: Call
     estimate: Estimate
     safe_input: int
-    units: float
+    measure: Measure | None
 
 
 class BudgetTransport(_Transport):
@@ -232,7 +233,7 @@ class BudgetTransport(_Transport):
         self, response: Response, headers: dict[bytes, bytes], exchange: _Exchange, place: Reservation
     ) -> None:
         hides_usage = exchange.call.usage_at is not None
-        meter = Meter(self.pacer, place, exchange.wire, exchange.units, hides_usage=hides_usage)
+        meter = Meter(self.pacer, place, exchange.wire, exchange.measure, hides_usage=hides_usage)
         content_type = headers.get(b"content-type", b"")
         if response.is_stream_consumed:  # read already: no byte will pass the meter
             meter.expect(content_type, b"")
@@ -257,8 +258,10 @@ class BudgetTransport(_Transport):
             call.usage_at = None
         if _is_signed(request):
             call.usage_at = call.cap_at = None
-        units = estimate.units(body) if body is not None else _units_by_size(request.headers.get("content-length"))
-        expected_input, safe_input = self.pacer.estimator.input(call.model, units)
+        measure = estimate.measure(body) if body is not None else None
+        expected_input, safe_input = self.pacer.estimator.input(
+            call.model, measure or estimate.measure_of_size(_declared_size(request.headers.get("content-length")))
+        )
         expected_output, cap = self.pacer.estimator.output(call.model, call.output_cap, call.choices)
         least = None
         if call.cap_at is not None and self._may_lower(call):
@@ -266,7 +269,7 @@ class BudgetTransport(_Transport):
         estimated = Estimate(
             expected_input, expected_output, safe_input + cap, wire.provider, call.model, host, least=least
         )
-        return _Exchange(request, body, library, wire, call, estimated, safe_input, units)
+        return _Exchange(request, body, library, wire, call, estimated, safe_input, measure)
 
     def _may_lower(self, call: Call) -> bool:
         if call.output_cap is None:
@@ -415,7 +418,7 @@ def _is_signed(request: Request) -> bool:
     return bool(request.headers.get("authorization", "").startswith("AWS4-"))
 
 
-def _units_by_size(content_length: str | None) -> float:
+def _declared_size(content_length: str | None) -> int:
     if content_length is not None and content_length.isdecimal() and len(content_length) < 16:
-        return max(1.0, int(content_length) / 4)
-    return UNREADABLE_BODY_UNITS
+        return int(content_length)
+    return UNREADABLE_BODY_BYTES

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from pacer.admission import Reservation
+from pacer.estimate import Measure
 from pacer.pacer import Pacer
 from pacer.usage import Usage
 from transports import encodings, limits
@@ -31,14 +32,17 @@ _log = logging.getLogger("pacer")
 class Meter:
     """Reads one answer and settles its reservation, once.
 
-    ``units`` is the raw input measure that the usage is a lesson for; ``hides_usage`` drops the usage-only event.
+    ``measure`` is what the usage is a lesson for, if the body could be read; ``hides_usage`` drops the event that
+    carries nothing but usage.
     """
 
-    def __init__(self, pacer: Pacer, place: Reservation, wire: Wire, units: float, *, hides_usage: bool) -> None:
+    def __init__(
+        self, pacer: Pacer, place: Reservation, wire: Wire, measure: Measure | None, *, hides_usage: bool
+    ) -> None:
         self.pacer = pacer
         self.place = place
         self.wire = wire
-        self.units = units
+        self.measure = measure
         self.ended = False
         self._hides_usage = hides_usage
         self._tally = Tally()
@@ -137,7 +141,8 @@ class Meter:
         usage = self._reported()
         if usage is not None and self._tally.final:
             self.pacer.settle(self.place, usage, "provider")
-            self.pacer.estimator.learn(self.place.call.model, self.units, usage)
+            if self.measure is not None:
+                self.pacer.estimator.learn(self.place.call.model, self.measure, usage)
             return
         seen = usage or Usage(self.place.call.input)
         # Usage in the middle of a stream may lag behind its text: the larger of both was produced.
