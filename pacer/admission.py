@@ -8,16 +8,14 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 from pacer import ledger
 from pacer.bucket import Bucket
 from pacer.errors import BudgetExceeded, CeilingReached, WaitTooLong
 from pacer.ledger import Account
 from pacer.server import Server
-from pacer.usage import Estimate, Rate, Settlement, Status, Uncharged, Usage, Wait, Word
-
-Kind = Literal["tokens", "input", "output", "requests"]
+from pacer.usage import Estimate, Kind, Rate, Settlement, Status, Uncharged, Usage, Wait, Word
 
 
 class Seat(Protocol):
@@ -40,15 +38,7 @@ class Gate:
 
     def asked(self, call: Estimate) -> int:
         """What the call is expected to take from this bucket."""
-        match self.kind:
-            case "tokens":
-                return call.expected
-            case "input":
-                return call.input
-            case "output":
-                return call.output
-            case "requests":
-                return 1
+        return call.asked(self.kind)
 
     def used(self, usage: Usage) -> int:
         """What the call took in the end."""

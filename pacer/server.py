@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from pacer.usage import Allowance, AllowanceKind, Estimate, Wait, Word
+from pacer.usage import Allowance, Estimate, Kind, Wait, Word
 
 LONGEST_PAUSE_SECONDS = 60.0
 """No pause or pace that a server asks for is obeyed beyond this."""
@@ -56,7 +56,7 @@ class Server:
         self._struck_at = -math.inf
         self._passes = 0
         self._interval = 0.0
-        self._paces: dict[AllowanceKind, tuple[float, float]] = {}
+        self._paces: dict[Kind, tuple[float, float]] = {}
         self._next_at = -math.inf
 
     def wait(self, now: float) -> Wait | None:
@@ -72,7 +72,7 @@ class Server:
     def granted(self, call: Estimate, now: float) -> bool:
         """A call goes out. Whether it is one of a slow start, which has to be told how it ends."""
         seconds = [
-            min(_asked(kind, call) * each, until - now) for kind, (each, until) in self._paces.items() if until > now
+            min(call.asked(kind) * each, until - now) for kind, (each, until) in self._paces.items() if until > now
         ]
         self._next_at = max(now, self._next_at) + max([*seconds, self._interval])
         if self._window is None:
@@ -138,15 +138,3 @@ class Server:
             self._paces[said.kind] = (each, now + reset)
         if not self._paces:
             self._next_at = min(self._next_at, now + self._interval)
-
-
-def _asked(kind: AllowanceKind, call: Estimate) -> int:
-    match kind:
-        case "tokens":
-            return call.expected
-        case "input":
-            return call.input
-        case "output":
-            return call.output
-        case "requests":
-            return 1

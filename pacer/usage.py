@@ -10,6 +10,10 @@ Source = Literal["provider", "estimate", "partial", "void"]
 or nothing at all because nothing was billed."""
 
 
+Kind = Literal["tokens", "input", "output", "requests"]
+"""What a limit counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of one call after it ended. ``cached`` (read from a cache) and ``written`` (to it) are parts of ``input``,
@@ -61,6 +65,18 @@ class Estimate:
         """Input and output together: what the rate takes."""
         return self.input + self.output
 
+    def asked(self, kind: Kind) -> int:
+        """What the call is expected to take of a limit that counts ``kind``."""
+        match kind:
+            case "tokens":
+                return self.expected
+            case "input":
+                return self.input
+            case "output":
+                return self.output
+            case "requests":
+                return 1
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -92,14 +108,11 @@ class Wait:
     seconds: float | None
 
 
-AllowanceKind = Literal["tokens", "input", "output", "requests"]
-
-
 @dataclass(frozen=True, slots=True)
 class Allowance:
     """One of a provider's own limits, as its last answer told it."""
 
-    kind: AllowanceKind
+    kind: Kind
     remaining: int
     limit: int | None
     reset_seconds: float

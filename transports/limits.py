@@ -15,12 +15,12 @@ from email.utils import parsedate_to_datetime
 
 import msgspec
 
-from pacer.usage import Allowance, AllowanceKind, Word
+from pacer.usage import Allowance, Kind, Word
 
 LONGEST_WAIT_SECONDS = 60.0
 """No provider's ``retry-after`` is obeyed beyond this."""
 
-_ALLOWANCES: tuple[tuple[AllowanceKind, str], ...] = (
+_ALLOWANCES: tuple[tuple[Kind, str], ...] = (
     ("requests", "x-ratelimit-{}-requests"),
     ("tokens", "x-ratelimit-{}-tokens"),
     ("requests", "anthropic-ratelimit-requests-{}"),
@@ -85,7 +85,7 @@ def retry_after_seconds(milliseconds: str | None, said: str | None, unix_now: fl
     return None if seconds is None else min(seconds, LONGEST_WAIT_SECONDS)
 
 
-def _allowance(headers: Mapping[bytes, bytes], unix_now: float, kind: AllowanceKind, name: str) -> Allowance | None:
+def _allowance(headers: Mapping[bytes, bytes], unix_now: float, kind: Kind, name: str) -> Allowance | None:
     left = _number(_text(headers, name.format("remaining").encode()))
     if left is None:
         return None
