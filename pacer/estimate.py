@@ -44,7 +44,7 @@ COLD_OUTPUT_CAP = 4_096
 """Held for the output of such a model when the call declares no cap."""
 MODELS_REMEMBERED = 256
 CLOSE_ENOUGH = 0.01
-"""An input estimate that was off by less than this share teaches nothing; the lesson would cost 15 us."""
+"""An input estimate that was off by less than this share teaches nothing; the lesson would cost 20 us."""
 LEARNING = 0.2
 """Share of the newest call in what is expected."""
 FORGETTING = 0.98

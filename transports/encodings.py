@@ -71,9 +71,9 @@ def _brotli() -> Decode:
     waiting = bytearray()
 
     def decode(chunk: bytes) -> bytes:
-        waiting.extend(chunk)
         if stream.is_finished():
             return b""
+        waiting.extend(chunk)
         text: bytes = stream.process(b"", output_buffer_limit=LARGEST_EVENT_BYTES)
         if stream.can_accept_more_data():
             text += stream.process(bytes(waiting), output_buffer_limit=LARGEST_EVENT_BYTES)
