@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from pacer import ledger
 from pacer.bucket import Bucket
@@ -148,6 +150,7 @@ class Admission:
         self.uncharged: dict[Uncharged, int] = {"unmetered": 0, "failed": 0}
         self._lanes: dict[tuple[str, str], _Lane] = {}
         self._blocked: list[Ticket] = []
+        self._waiting = 0
         self._largest_waiting = 0
         self._held_by: dict[object, int] = {}
         self._ids = itertools.count(1)
@@ -171,6 +174,9 @@ class Admission:
 
     def pump(self, now: float) -> list[Ticket]:
         """Decide on everybody who can be decided now, in order; those are returned and have left their lanes."""
+        if not self._waiting:
+            self._blocked = []
+            return []
         decided = self._dismiss_hopeless(now)
         while True:
             ticket = self._first_in_line(now)
@@ -249,10 +255,11 @@ class Admission:
         The child has copies of their streams all the same; what those settle concerns it no more.
         """
         self._process += 1
+        self._waiting = 0
         self._lanes.clear()
         self._blocked.clear()
         self._held_by.clear()
-        for node in self.account.path():
+        for node in self.account.path:
             node.held = node.in_flight = 0
 
     def status(self, now: float) -> Status:
@@ -268,7 +275,7 @@ class Admission:
             held=account.held,
             remaining=account.remaining,
             in_flight=account.in_flight,
-            waiting=sum(len(lane.line) for lane in self._lanes.values()),
+            waiting=self._waiting,
             waits_for=wait.limit if wait else None,
             next_seconds=wait.seconds if wait else None,
             server_pause_seconds=max(
@@ -298,14 +305,17 @@ class Admission:
             return self._ceiling_reached(ticket, node)
         before = [
             lane
-            for key, lane in self._lanes.items()
+            for key, lane in (self._lanes.items() if self._waiting else ())
             if lane.line and (key == ticket.call.lane or lane.server.wait(now) is None)
         ]
         return self._behind(before, ticket.call, now) if before else self._wait_of(ticket.call, now)
 
     def _closed_to(self, amount: int) -> Account | None:
         """The account that can never hold ``amount``, however long one waits."""
-        return next((node for node in self.account.path() if node.never_fits(amount)), None)
+        for node in self.account.path:
+            if node.never_fits(amount):
+                return node
+        return None
 
     def _first_in_line(self, now: float) -> Ticket | None:
         """The oldest head whose case is decided: it goes, or has waited too long. ``None`` if all go on waiting.
@@ -337,7 +347,7 @@ class Admission:
 
         One that could never have its worst case goes with what there is, if that is enough for it.
         """
-        for node in self.account.path():
+        for node in self.account.path:
             if not node.fits(call.at_least if node.never_fits(call.worst) else call.worst):
                 return Wait("ceiling", None)
         longest: Wait | None = None
@@ -378,6 +388,7 @@ class Admission:
         ticket.wait = wait
         lane = self._lanes.setdefault(ticket.call.lane, self._empty_lane())
         lane.line[ticket] = None
+        self._waiting += 1
         ticket.position = len(lane.line)
         self._largest_waiting = max(self._largest_waiting, ticket.bound)
         for gate in self.gates:
@@ -390,6 +401,7 @@ class Admission:
     def _unqueue(self, ticket: Ticket, now: float) -> None:
         lane = self._lanes[ticket.call.lane]
         del lane.line[ticket]
+        self._waiting -= 1
         for gate in self.gates:
             lane.backlog[gate] -= gate.asked(ticket.call)
         self._keep(ticket.call.lane, lane, now)
@@ -417,8 +429,10 @@ class Admission:
 
     def _cut_to_fit(self, call: Estimate) -> Estimate:
         """The call with the worst case that there is room for."""
-        room = min((left for node in self.account.path() if (left := node.remaining) is not None), default=call.worst)
-        return call if call.worst <= room else replace(call, worst=room)
+        for node in self.account.path:
+            if (room := node.remaining) is not None and room < call.worst:
+                call = replace(call, worst=room)
+        return call
 
     def _let_go(self, place: Reservation) -> None:
         """The reservation is over: for its owner, and for its server's slow start if it was never answered."""

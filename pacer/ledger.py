@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from pacer.usage import Settlement
 
 
@@ -11,27 +9,20 @@ class Account:
     """One node of the tree. A parent's numbers are the sums of its children's and its own calls'.
 
     For every account ``spent + unknown + held <= ceiling`` as long as holds are upper bounds; ``remaining`` is
-    derived, never stored.
+    derived, never stored. ``path`` is this account and all its ancestors, nearest first.
     """
 
-    __slots__ = ("calls", "ceiling", "held", "in_flight", "name", "parent", "spent", "unknown")
+    __slots__ = ("calls", "ceiling", "held", "in_flight", "name", "path", "spent", "unknown")
 
     def __init__(self, name: str, ceiling: int | None = None, parent: Account | None = None) -> None:
         self.name = name
         self.ceiling = ceiling
-        self.parent = parent
+        self.path: tuple[Account, ...] = (self, *(parent.path if parent is not None else ()))
         self.spent = 0
         self.unknown = 0
         self.held = 0
         self.in_flight = 0
         self.calls = 0
-
-    def path(self) -> Iterator[Account]:
-        """This account and all its ancestors, nearest first."""
-        node: Account | None = self
-        while node is not None:
-            yield node
-            node = node.parent
 
     @property
     def remaining(self) -> int | None:
@@ -51,14 +42,14 @@ class Account:
 
 def hold(account: Account, amount: int) -> None:
     """Set ``amount`` aside on the whole path; the caller has asked every node before."""
-    for node in account.path():
+    for node in account.path:
         node.held += amount
         node.in_flight += 1
 
 
 def settle(account: Account, amount: int, settlement: Settlement) -> None:
     """Replace a hold of ``amount`` by what became of it. More than was held is booked all the same, never clamped."""
-    for node in account.path():
+    for node in account.path:
         node.held -= amount
         node.in_flight -= 1
         node.spent += settlement.spent
@@ -68,6 +59,6 @@ def settle(account: Account, amount: int, settlement: Settlement) -> None:
 
 def release(account: Account, amount: int) -> None:
     """Take back a hold whose call was never made."""
-    for node in account.path():
+    for node in account.path:
         node.held -= amount
         node.in_flight -= 1

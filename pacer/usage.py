@@ -1,9 +1,13 @@
-"""The values that walk through the house: what a call may cost, what it did cost, and how an account stands."""
+"""The values that walk through the house: what a call may cost, what it did cost, and how an account stands.
+
+They are msgspec structs: frozen, JSON-serialisable, and made in a tenth of the time of a frozen dataclass.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 Source = Literal["provider", "estimate", "partial", "void"]
 """Where the number of a settlement came from: the provider's usage, our estimate, what was seen of a broken answer,
@@ -14,8 +18,7 @@ Kind = Literal["tokens", "input", "output", "requests"]
 """What a limit counts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens of one call after it ended. ``cached`` (read from a cache) and ``written`` (to it) are parts of ``input``,
     ``reasoning`` is a part of ``output``.
 
@@ -31,11 +34,10 @@ class Usage:
 
     def __post_init__(self) -> None:
         if self.total < self.input + self.output:
-            object.__setattr__(self, "total", self.input + self.output)
+            msgspec.structs.force_setattr(self, "total", self.input + self.output)
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(msgspec.Struct, frozen=True):
     """What one call is thought to cost, in tokens, before it is sent.
 
     ``input`` and ``output`` are what is expected (the rate's side); ``worst`` is the upper bound for the ceiling.
@@ -78,8 +80,7 @@ class Estimate:
                 return 1
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(msgspec.Struct, frozen=True):
     """``amount`` every ``per`` seconds."""
 
     amount: float
@@ -91,8 +92,7 @@ class Rate:
         return self.amount / self.per
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True):
     """How a reservation ended: ``spent`` tokens were seen, up to ``unknown`` more may be on the bill."""
 
     spent: int
@@ -100,16 +100,14 @@ class Settlement:
     source: Source
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """A decision: not yet. ``seconds`` until the rate allows it, ``None`` when open holds have to come back first."""
 
     limit: str
     seconds: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Allowance:
+class Allowance(msgspec.Struct, frozen=True):
     """One of a provider's own limits, as its last answer told it."""
 
     kind: Kind
@@ -118,8 +116,7 @@ class Allowance:
     reset_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(msgspec.Struct, frozen=True):
     """What an answer said about the provider's limits."""
 
     pause_seconds: float | None
@@ -130,8 +127,7 @@ Uncharged = Literal["unmetered", "failed"]
 """Requests that passed without being charged: no model call, or one that the provider answered with an error."""
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(msgspec.Struct, frozen=True):
     """How a pacer stands at one instant; tokens unless the name says otherwise.
 
     ``remaining`` is what nobody has spent or holds (negative after an overshoot), ``None`` without a ceiling.

@@ -170,7 +170,7 @@ class Books(RuleBasedStateMachine):
         """B1, B3, B4, B5: sums of what is open and of what was settled, at the run and at its parent."""
         held_by_all = sum(held(ticket) for ticket in self.open_places.values())
         account = self.engine.account
-        for node in account.path():
+        for node in account.path:
             assert (node.spent, node.unknown, node.held) == (self.spent, self.unknown, held_by_all)
             assert node.in_flight == len(self.open_places)
         assert account.ceiling is None or account.remaining == account.ceiling - self.spent - self.unknown - held_by_all

@@ -53,7 +53,7 @@ def test_the_picture_shows_every_room():
 
 def test_what_the_readme_says_of_the_status_exists():
     for field in re.findall(r"status\(\)\.(\w+)", README):
-        assert field in Status.__dataclass_fields__, field
+        assert field in Status.__struct_fields__, field
 
 
 def test_names_of_metrics_are_those_of_the_code():

@@ -14,14 +14,30 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 from pacer.admission import Admission, Reservation, Seat, Ticket
 from pacer.usage import Estimate, Settlement, Status, Uncharged, Usage, Word
 
 _log = logging.getLogger("pacer")
+
+
+class _Books:
+    """The critical section: posted settlements first, then the caller's part, then everybody it lets in."""
+
+    __slots__ = ("_store",)
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    def __enter__(self) -> float:
+        """Seconds on the store's clock, as of now."""
+        return self._store._open()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._store._close()
+        self._store._work_off()
 
 
 class MemoryStore:
@@ -34,16 +50,17 @@ class MemoryStore:
         self._posts: deque[Callable[[float], None]] = deque()
         self._decided: list[Ticket] = []
         self._armed: tuple[Ticket, float] | None = None
+        self._books = _Books(self)
         _alive.add(self)
 
     def offer(self, call: Estimate, owner: object) -> Ticket:
         """Decide on a call, or queue it."""
-        with self._books() as now:
+        with self._books as now:
             return self._admission.offer(call, owner, now)
 
     def sit(self, ticket: Ticket, seat: Seat) -> None:
         """Attach the seat; a ticket decided meanwhile is woken at once."""
-        with self._books():
+        with self._books:
             ticket.seat = seat
             if ticket.decision is not None:
                 self._decided.append(ticket)
@@ -60,40 +77,38 @@ class MemoryStore:
 
     def answered(self, place: Reservation, status: int, word: Word | None) -> None:
         """Take in a server's word; wakes whom a slow start lets go next."""
-        with self._books() as now:
+        with self._books as now:
             self._admission.answered(place, status, word, now, random.random())  # noqa: S311  # spreads load, hides nothing
 
     def tick(self) -> None:
         """Examine the lane: its timer fired."""
-        with self._books():
+        with self._books:
             self._armed = None
 
     def set_ceiling(self, ceiling: int | None) -> None:
         """Change the ceiling; wakes whom it helps and refuses whom it leaves without hope."""
-        with self._books():
+        with self._books:
             self._admission.set_ceiling(ceiling)
 
     def count(self, uncharged: Uncharged) -> None:
         """Count a request that passed without being charged."""
-        with self._books():
+        with self._books:
             self._admission.uncharged[uncharged] += 1
 
     def status(self) -> Status:
         """How everything stands, posted settlements included."""
-        with self._books() as now:
+        with self._books as now:
             return self._admission.status(now)
 
-    @contextmanager
-    def _books(self) -> Iterator[float]:
-        """The critical section: posted settlements first, then the caller's part, then everybody it lets in."""
+    def _open(self) -> float:
         self._lock.acquire()
         try:
             now = self._clock()
             self._do_posted(now)
-            yield now
-        finally:
-            self._close()
-        self._work_off()
+        except BaseException:
+            self._lock.release()
+            raise
+        return now
 
     def _work_off(self) -> None:
         """Do what is posted; if the lock is taken, its holder looks here again after letting go of it."""

@@ -18,6 +18,12 @@ from transports.wire.bedrock import INVOKE_ENDS, unwrapped
 VERTEX_ENDS = (":rawPredict", ":streamRawPredict")
 
 
+class _Request(msgspec.Struct):
+    model: Any = None
+    max_tokens: Any = None
+    thinking: Any = None
+
+
 class _Message(msgspec.Struct):
     usage: Any = None
 
@@ -28,15 +34,16 @@ class _Event(msgspec.Struct):
     usage: Any = None
 
 
+_request = msgspec.json.Decoder(_Request)
 _event = msgspec.json.Decoder(_Event)
 
 
 def _read_request(body: bytes) -> f.Call:
-    said = f.members(body)
+    said = f.decoded(_request, body)
     if said is None:
         return f.Call()
-    call = f.call(said, ("max_tokens",))
-    call.least_cap = 1 + (f.tokens(said.at("thinking", "budget_tokens")) or 0)  # the cap must be above it
+    call = f.call(said.model, (("max_tokens",), said.max_tokens))
+    call.least_cap = 1 + (f.tokens(f.inside(said.thinking, "budget_tokens")) or 0)  # the cap must be above it
     return call
 
 
@@ -80,7 +87,8 @@ def _on_vertex(path: str, body: bytes | None) -> bool:
     return "/publishers/anthropic/" in path
 
 
-WIRE = f.Wire("anthropic", "/messages", _read_request, f.usage_of, _read_event, _usage)
+_MARK = b'"usage"'
+WIRE = f.Wire("anthropic", "/messages", _read_request, f.usage_of, _read_event, _usage, mark=_MARK)
 BEDROCK = f.Wire(
     "aws.bedrock",
     INVOKE_ENDS,
@@ -100,4 +108,5 @@ VERTEX = f.Wire(
     _usage,
     f.model_before(*VERTEX_ENDS),
     _on_vertex,
+    _MARK,
 )

@@ -19,6 +19,17 @@ INVOKE_ENDS = ("/invoke", "/invoke-with-response-stream")
 CONVERSE_ENDS = ("/converse", "/converse-stream")
 
 
+class _Conversation(msgspec.Struct):
+    inferenceConfig: Any = None
+
+
+class _Invocation(msgspec.Struct):
+    max_tokens: Any = None
+    max_gen_len: Any = None
+    inferenceConfig: Any = None
+    textGenerationConfig: Any = None
+
+
 class _Wrapped(msgspec.Struct):
     bytes: str = ""
 
@@ -32,6 +43,8 @@ class _Metrics(msgspec.Struct, rename={"metrics": "amazon-bedrock-invocationMetr
     metrics: Any = None
 
 
+_conversation = msgspec.json.Decoder(_Conversation)
+_invocation = msgspec.json.Decoder(_Invocation)
 _wrapped = msgspec.json.Decoder(_Wrapped)
 _event = msgspec.json.Decoder(_Event)
 _metrics = msgspec.json.Decoder(_Metrics)
@@ -47,20 +60,24 @@ def unwrapped(data: bytes) -> bytes:
 
 
 def _read_converse(body: bytes) -> f.Call:
-    said = f.members(body)
-    return f.Call() if said is None else f.call(said, ("inferenceConfig", "maxTokens"))
+    said = f.decoded(_conversation, body)
+    return f.Call() if said is None else f.call(None, _max_tokens(said.inferenceConfig))
+
+
+def _max_tokens(config: object) -> tuple[f.Path, object]:
+    return ("inferenceConfig", "maxTokens"), f.inside(config, "maxTokens")
 
 
 def _read_invoke(body: bytes) -> f.Call:
-    said = f.members(body)
+    said = f.decoded(_invocation, body)
     if said is None:
         return f.Call()
     call = f.call(
-        said,
-        ("max_tokens",),
-        ("max_gen_len",),  # Llama
-        ("inferenceConfig", "maxTokens"),  # Nova
-        ("textGenerationConfig", "maxTokenCount"),  # Titan
+        None,
+        (("max_tokens",), said.max_tokens),
+        (("max_gen_len",), said.max_gen_len),  # Llama
+        _max_tokens(said.inferenceConfig),  # Nova
+        (("textGenerationConfig", "maxTokenCount"), f.inside(said.textGenerationConfig, "maxTokenCount")),  # Titan
     )
     if call.output_cap is None:
         call.cap_at = None  # each maker has its own word for it
@@ -108,6 +125,7 @@ CONVERSE = f.Wire(
     _read_converse_event,
     _usage,
     f.model_before(*CONVERSE_ENDS),
+    mark=b'"usage"',
 )
 INVOKE = f.Wire(
     "aws.bedrock",

@@ -13,17 +13,23 @@ from pacer.usage import Usage
 from transports.wire import format as f
 
 
+class _Request(msgspec.Struct):
+    model: Any = None
+    max_tokens: Any = None
+
+
 class _Event(msgspec.Struct):
     type: Any = None
     delta: Any = None
 
 
+_request = msgspec.json.Decoder(_Request)
 _event = msgspec.json.Decoder(_Event)
 
 
 def _read_request(body: bytes) -> f.Call:
-    said = f.members(body)
-    return f.Call() if said is None else f.call(said, ("max_tokens",))
+    said = f.decoded(_request, body)
+    return f.Call() if said is None else f.call(said.model, (("max_tokens",), said.max_tokens))
 
 
 def _read_event(data: bytes, tally: f.Tally) -> bool:
@@ -47,4 +53,4 @@ def _usage(said: dict[str, object]) -> Usage | None:
     return Usage(given, output, cached=min(given, f.tokens(said.get("cached_tokens")) or 0))
 
 
-WIRE = f.Wire("cohere", "/v2/chat", _read_request, f.usage_of, _read_event, _usage)
+WIRE = f.Wire("cohere", "/v2/chat", _read_request, f.usage_of, _read_event, _usage, mark=b'"usage"')

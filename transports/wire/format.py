@@ -20,10 +20,11 @@ Path = tuple[str, ...]
 
 LARGEST_CAP = 10_000_000
 """A declared output cap above this is nonsense and counts as this."""
+LARGEST_COUNT = 2**53
+"""Beyond this not every whole number is a JSON number everywhere; no count of tokens is that large."""
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct):
     """What a request says of itself. ``output_cap`` in tokens for one choice, ``None`` where none is declared.
 
     ``cap_at`` is where the cap stands, or would stand if there was one; ``least_cap`` the smallest that the API takes.
@@ -57,7 +58,7 @@ class Wire:
 
     ``path_end`` is how the path of its calls ends (one of several ways), ``only_if`` what else must hold of path and
     body where other families have the same path; ``model_of`` finds the model in a path, where the body does not name
-    it.
+    it. An event in which ``mark`` does not occur says nothing of the bill, unless it is the last one.
     """
 
     provider: str
@@ -68,34 +69,10 @@ class Wire:
     usage: Callable[[dict[str, object]], Usage | None]
     model_of: Callable[[str], str] | None = None
     only_if: Callable[[str, bytes | None], bool] | None = None
+    mark: bytes = b""
 
 
 # ---------------------------------------------------------------- requests
-
-
-class Members:
-    """The members of a JSON request, decoded one by one when asked for; the others keep their bytes."""
-
-    __slots__ = ("_raw",)
-
-    def __init__(self, raw: dict[str, msgspec.Raw]) -> None:
-        self._raw = raw
-
-    def at(self, *path: str) -> Any:
-        """The value at ``path``; ``None`` where there is none."""
-        raw = self._raw.get(path[0])
-        if raw is None:
-            return None
-        if len(path) == 1:
-            return decoded(_anything, raw)
-        inner = decoded(_members, raw)
-        return None if inner is None else Members(inner).at(*path[1:])
-
-
-def members(body: bytes) -> Members | None:
-    """The request as JSON object; ``None`` for anything else."""
-    raw = decoded(_members, body)
-    return None if raw is None else Members(raw)
 
 
 def edited(body: bytes | msgspec.Raw, edits: Mapping[Path, object]) -> bytes | None:
@@ -111,17 +88,26 @@ def edited(body: bytes | msgspec.Raw, edits: Mapping[Path, object]) -> bytes | N
     return msgspec.json.encode(raw)
 
 
-def call(said: Members, *caps: Path, choices: Path | None = None) -> Call:
-    """What most requests say: the model, the first declared of the ``caps``, and the number of choices."""
-    found = Call(model=model(said.at("model")), cap_at=caps[0])
-    if choices is not None:
-        found.choices = count(said.at(*choices))
-    for path in caps:
-        cap = tokens(said.at(*path))
+def call(model: object, *caps: tuple[Path, object], choices: object = None) -> Call:
+    """What most requests say: the model, the first of the ``caps`` that is declared, and the number of choices."""
+    found = Call(named(model), choices=count(choices), cap_at=caps[0][0])
+    for path, declared in caps:
+        cap = tokens(declared)
         if cap:
             found.output_cap, found.cap_at = min(cap, LARGEST_CAP), path
             break
     return found
+
+
+def embedding(body: bytes) -> Call:
+    """A request for embeddings: a model, and no output."""
+    said = decoded(_named, body)
+    return Call("unknown" if said is None else named(said.model), output_cap=0)
+
+
+def inside(group: object, name: str) -> object:
+    """The member ``name`` of ``group``; ``None`` if there is none."""
+    return group.get(name) if isinstance(group, dict) else None
 
 
 def count(value: object) -> int:
@@ -129,7 +115,7 @@ def count(value: object) -> int:
     return min(tokens(value) or 1, 1_024)
 
 
-def model(value: object) -> str:
+def named(value: object) -> str:
     """The model's name, shortened: it ends up in spans and in memory."""
     return value[:128] if isinstance(value, str) and value else "unknown"
 
@@ -140,7 +126,7 @@ def model_before(*ends: str) -> Callable[[str], str]:
     def find(path: str) -> str:
         for end in ends:
             path = path.removesuffix(end)
-        return model(unquote(path.rpartition("/")[2]).rpartition("/")[2])
+        return named(unquote(path.rpartition("/")[2]).rpartition("/")[2])
 
     return find
 
@@ -150,9 +136,11 @@ def model_before(*ends: str) -> Callable[[str], str]:
 
 def tokens(value: object) -> int | None:
     """A token count, or ``None`` for anything that is not a whole number from 0."""
+    if type(value) is int and 0 <= value <= LARGEST_COUNT:
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if value != value or value < 0 or value > 2**53 or value != int(value):
+    if value != value or value < 0 or value > LARGEST_COUNT or value != int(value):
         return None
     return int(value)
 
@@ -192,10 +180,14 @@ class _Answer(msgspec.Struct):
     usage: Any = None
 
 
+class _Named(msgspec.Struct):
+    model: Any = None
+
+
 _NO_MEMBERS = msgspec.Raw(b"{}")
 _answer = msgspec.json.Decoder(_Answer)
+_named = msgspec.json.Decoder(_Named)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_anything: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 
 def usage_of(body: bytes) -> dict[str, object] | None:

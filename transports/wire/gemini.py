@@ -15,6 +15,11 @@ from pacer.usage import Usage
 from transports.wire import format as f
 
 
+class _Request(msgspec.Struct):
+    generationConfig: Any = None
+    generation_config: Any = None
+
+
 class _Candidate(msgspec.Struct):
     content: Any = None
     finishReason: Any = None
@@ -27,16 +32,20 @@ class _Answer(msgspec.Struct):
 
 _ENDS = (":generateContent", ":streamGenerateContent")
 _EMBED_ENDS = (":embedContent", ":batchEmbedContents")
+_request = msgspec.json.Decoder(_Request)
 _answer = msgspec.json.Decoder(_Answer)
 _answers = msgspec.json.Decoder(list[_Answer])
 
 
 def _read_request(body: bytes) -> f.Call:
-    said = f.members(body)
+    said = f.decoded(_request, body)
     if said is None:
         return f.Call()
-    config = "generation_config" if said.at("generation_config") is not None else "generationConfig"
-    return f.call(said, (config, "maxOutputTokens"), (config, "max_output_tokens"), choices=(config, "candidateCount"))
+    name, config = "generationConfig", said.generationConfig
+    if said.generation_config is not None:
+        name, config = "generation_config", said.generation_config
+    caps = [((name, cap), f.inside(config, cap)) for cap in ("maxOutputTokens", "max_output_tokens")]
+    return f.call(None, *caps, choices=f.inside(config, "candidateCount"))
 
 
 def _read_embedding(body: bytes) -> f.Call:
@@ -83,6 +92,7 @@ WIRE = f.Wire(
     _read_event,
     _usage,
     f.model_before(*_ENDS),
+    mark=b'"usageMetadata"',
 )
 EMBEDDINGS = f.Wire(
     "gcp.gemini",

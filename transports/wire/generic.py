@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from pacer.usage import Usage
 from transports.wire import anthropic, bedrock, cohere, gemini, ollama, openai_chat
@@ -15,8 +15,27 @@ from transports.wire import format as f
 _ENDS = ("/generate", "/chat", "/converse", "/converse-stream", "/invoke", "/embed")
 _VERBS = (":rawPredict", ":streamRawPredict")
 _NO_CALLS = ("/count_tokens", ":countTokens", "/input_tokens", "/tokenize", "/moderations", "/files", "/batches")
-_SPEECH = ("messages", "prompt", "input", "contents", "texts")
-_CAPS = (("max_output_tokens",), ("max_completion_tokens",), ("max_tokens",), ("max_new_tokens",))
+_CAPS = ("max_output_tokens", "max_completion_tokens", "max_tokens", "max_new_tokens")
+_NOTHING = (msgspec.Raw(), msgspec.Raw(b"null"))
+
+
+class _Request(msgspec.Struct):
+    model: Any = None
+    n: Any = None
+    max_output_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_tokens: Any = None
+    max_new_tokens: Any = None
+    messages: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
+    contents: msgspec.Raw = msgspec.Raw()
+    texts: msgspec.Raw = msgspec.Raw()
+
+    def speaks(self) -> bool:
+        """Whether there is something to say to the model."""
+        speech = (self.messages, self.prompt, self.input, self.contents, self.texts)
+        return any(said not in _NOTHING for said in speech)
 
 
 class _Carrier(msgspec.Struct):
@@ -25,6 +44,7 @@ class _Carrier(msgspec.Struct):
     usageMetadata: Any = None
 
 
+_request = msgspec.json.Decoder(_Request)
 _carrier = msgspec.json.Decoder(_Carrier)
 
 
@@ -36,15 +56,15 @@ def looks_like_a_model_call(path: str, body: bytes | None, headers: Mapping[str,
         return False
     if body is None or b'"model"' not in body or "json" not in headers.get("content-type", ""):
         return False
-    said = f.members(body)
-    return said is not None and isinstance(said.at("model"), str) and any(said.at(name) is not None for name in _SPEECH)
+    said = f.decoded(_request, body)
+    return said is not None and isinstance(said.model, str) and said.speaks()
 
 
 def _read_request(body: bytes) -> f.Call:
-    said = f.members(body)
+    said = f.decoded(_request, body)
     if said is None:
         return f.Call()
-    call = f.call(said, *_CAPS, choices=("n",))
+    call = f.call(said.model, *(((name,), getattr(said, name)) for name in _CAPS), choices=said.n)
     if call.output_cap is None:
         call.cap_at = None  # nobody knows which of the names it would take
     return call

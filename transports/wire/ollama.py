@@ -13,6 +13,11 @@ from pacer.usage import Usage
 from transports.wire import format as f
 
 
+class _Request(msgspec.Struct):
+    model: Any = None
+    options: Any = None
+
+
 class _Line(msgspec.Struct):
     done: Any = None
     prompt_eval_count: Any = None
@@ -24,17 +29,15 @@ class _Line(msgspec.Struct):
         return {name: value for name, value in told.items() if value is not None}
 
 
+_request = msgspec.json.Decoder(_Request)
 _line = msgspec.json.Decoder(_Line)
 
 
 def _read_request(body: bytes) -> f.Call:
-    said = f.members(body)
-    return f.Call() if said is None else f.call(said, ("options", "num_predict"))
-
-
-def _read_embedding(body: bytes) -> f.Call:
-    said = f.members(body)
-    return f.Call("unknown" if said is None else f.model(said.at("model")), output_cap=0)
+    said = f.decoded(_request, body)
+    if said is None:
+        return f.Call()
+    return f.call(said.model, (("options", "num_predict"), f.inside(said.options, "num_predict")))
 
 
 def _read_answer(body: bytes) -> dict[str, object] | None:
@@ -64,5 +67,7 @@ def _embedded(said: dict[str, object]) -> Usage | None:
     return Usage(prompt) if prompt else None
 
 
-WIRE = f.Wire("ollama", ("/api/chat", "/api/generate"), _read_request, _read_answer, _read_event, _usage)
-EMBEDDINGS = f.Wire("ollama", "/api/embed", _read_embedding, _read_answer, _read_event, _embedded)
+WIRE = f.Wire(
+    "ollama", ("/api/chat", "/api/generate"), _read_request, _read_answer, _read_event, _usage, mark=b'_count"'
+)
+EMBEDDINGS = f.Wire("ollama", "/api/embed", f.embedding, _read_answer, _read_event, _embedded)

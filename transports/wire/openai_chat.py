@@ -14,6 +14,15 @@ from pacer.usage import Usage
 from transports.wire import format as f
 
 
+class _Request(msgspec.Struct):
+    model: Any = None
+    max_completion_tokens: Any = None
+    max_tokens: Any = None
+    n: Any = None
+    stream: Any = None
+    stream_options: Any = None
+
+
 class _Choice(msgspec.Struct):
     delta: Any = None
     text: Any = None
@@ -26,21 +35,28 @@ class _Event(msgspec.Struct):
     x_groq: Any = None
 
 
+MARK = b'"usage"'
+_request = msgspec.json.Decoder(_Request)
 _event = msgspec.json.Decoder(_Event)
 
 
 def _read_request(body: bytes) -> f.Call:
-    said = f.members(body)
+    said = f.decoded(_request, body)
     if said is None:
         return f.Call()
-    call = f.call(said, ("max_completion_tokens",), ("max_tokens",), choices=("n",))
-    call.usage_at = usage_switch(said)
+    call = f.call(
+        said.model,
+        (("max_completion_tokens",), said.max_completion_tokens),
+        (("max_tokens",), said.max_tokens),
+        choices=said.n,
+    )
+    call.usage_at = usage_switch(said.stream, said.stream_options)
     return call
 
 
-def usage_switch(said: f.Members) -> f.Path | None:
+def usage_switch(stream: object, options: object) -> f.Path | None:
     """Where a stream is told to report its usage; ``None`` if it is no stream or was told already."""
-    if said.at("stream") is not True or said.at("stream_options", "include_usage") is True:
+    if stream is not True or f.inside(options, "include_usage") is True:
         return None
     return ("stream_options", "include_usage")
 
@@ -88,4 +104,4 @@ def usage(said: dict[str, object]) -> Usage | None:
     return Usage(prompt, completion, min(prompt, cached), reasoning, total)
 
 
-WIRE = f.Wire("openai", "/chat/completions", _read_request, f.usage_of, read_event, usage)
+WIRE = f.Wire("openai", "/chat/completions", _read_request, f.usage_of, read_event, usage, mark=MARK)

@@ -16,6 +16,11 @@ LEAST_CAP = 16
 """The smallest ``max_output_tokens`` that the API takes (OpenAI's API reference)."""
 
 
+class _Request(msgspec.Struct):
+    model: Any = None
+    max_output_tokens: Any = None
+
+
 class _Response(msgspec.Struct):
     usage: Any = None
 
@@ -26,14 +31,15 @@ class _Event(msgspec.Struct):
 
 
 _ENDS = ("response.completed", "response.incomplete", "response.failed")
+_request = msgspec.json.Decoder(_Request)
 _event = msgspec.json.Decoder(_Event)
 
 
 def _read_request(body: bytes) -> f.Call:
-    said = f.members(body)
+    said = f.decoded(_request, body)
     if said is None:
         return f.Call()
-    call = f.call(said, ("max_output_tokens",))
+    call = f.call(said.model, (("max_output_tokens",), said.max_output_tokens))
     call.least_cap = LEAST_CAP
     return call
 
@@ -59,4 +65,4 @@ def _usage(said: dict[str, object]) -> Usage | None:
     return Usage(given, output, cached, reasoning, total)
 
 
-WIRE = f.Wire("openai", "/responses", _read_request, f.usage_of, _read_event, _usage)
+WIRE = f.Wire("openai", "/responses", _read_request, f.usage_of, _read_event, _usage, mark=b'"usage"')

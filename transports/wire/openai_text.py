@@ -6,21 +6,38 @@ it returns, and several prompts in one request are answered each. An embedding h
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+
 from transports.wire import format as f
 from transports.wire import openai_chat as chat
 
 DEFAULT_MAX_TOKENS = 16
 
 
+class _Request(msgspec.Struct):
+    model: Any = None
+    max_tokens: Any = None
+    n: Any = None
+    best_of: Any = None
+    prompt: Any = None
+    stream: Any = None
+    stream_options: Any = None
+
+
+_request = msgspec.json.Decoder(_Request)
+
+
 def _read_completion(body: bytes) -> f.Call:
-    said = f.members(body)
+    said = f.decoded(_request, body)
     if said is None:
         return f.Call()
-    call = f.call(said, ("max_tokens",), choices=("n",))
+    call = f.call(said.model, (("max_tokens",), said.max_tokens), choices=said.n)
     if call.output_cap is None:
         call.output_cap = DEFAULT_MAX_TOKENS
-    call.choices = _prompts(said.at("prompt")) * max(call.choices, f.count(said.at("best_of")))
-    call.usage_at = chat.usage_switch(said)
+    call.choices = _prompts(said.prompt) * max(call.choices, f.count(said.best_of))
+    call.usage_at = chat.usage_switch(said.stream, said.stream_options)
     return call
 
 
@@ -31,10 +48,7 @@ def _prompts(prompt: object) -> int:
     return 1
 
 
-def _read_embedding(body: bytes) -> f.Call:
-    said = f.members(body)
-    return f.Call("unknown" if said is None else f.model(said.at("model")), output_cap=0)
-
-
-COMPLETIONS = f.Wire("openai", "/completions", _read_completion, f.usage_of, chat.read_event, chat.usage)
-EMBEDDINGS = f.Wire("openai", "/embeddings", _read_embedding, f.usage_of, chat.read_event, chat.usage)
+COMPLETIONS = f.Wire(
+    "openai", "/completions", _read_completion, f.usage_of, chat.read_event, chat.usage, mark=chat.MARK
+)
+EMBEDDINGS = f.Wire("openai", "/embeddings", f.embedding, f.usage_of, chat.read_event, chat.usage, mark=chat.MARK)
