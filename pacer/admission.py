@@ -17,7 +17,7 @@ from pacer.bucket import Bucket
 from pacer.errors import BudgetExceeded, CeilingReached, WaitTooLong
 from pacer.ledger import Account
 from pacer.server import Server
-from pacer.usage import Estimate, Kind, Rate, Settlement, Status, Uncharged, Usage, Wait, Word
+from pacer.usage import Estimate, Kind, Oddity, Rate, Settlement, Status, Usage, Wait, Word
 
 
 class Seat(Protocol):
@@ -147,7 +147,7 @@ class Admission:
         self.max_wait = max_wait
         self.may_wait = may_wait
         self.refused = 0
-        self.uncharged: dict[Uncharged, int] = {"unmetered": 0, "failed": 0}
+        self.oddities: dict[Oddity, int] = {"unmetered": 0, "failed": 0, "unread": 0}
         self._lanes: dict[tuple[str, str], _Lane] = {}
         self._blocked: list[Ticket] = []
         self._waiting = 0
@@ -286,8 +286,7 @@ class Admission:
             tokens_available=tokens.bucket.level(now) if tokens else None,
             calls=account.calls,
             refused=self.refused,
-            unmetered=self.uncharged["unmetered"],
-            failed=self.uncharged["failed"],
+            **self.oddities,
         )
 
     def _is_open(self, place: Reservation) -> bool:

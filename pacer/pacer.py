@@ -91,6 +91,11 @@ class Pacer:
         self._store.count("failed")
         telemetry.uncharged("provider_error", self.run)
 
+    def count_unread(self) -> None:
+        """An answer could not be read because of an error of ours; the call is charged by estimate."""
+        self._store.count("unread")
+        telemetry.uncharged("unread", self.run)
+
     def set_ceiling(self, ceiling: int | None) -> None:
         """Change the ceiling at once: raising wakes waiters, lowering refuses the hopeless; spending stays."""
         self._store.set_ceiling(settings.explicit(ceiling=ceiling).ceiling)

@@ -123,8 +123,9 @@ class Word(msgspec.Struct, frozen=True):
     allowances: tuple[Allowance, ...] = ()
 
 
-Uncharged = Literal["unmetered", "failed"]
-"""Requests that passed without being charged: no model call, or one that the provider answered with an error."""
+Oddity = Literal["unmetered", "failed", "unread"]
+"""What is counted beside the books: requests that are no model calls, calls that the provider answered with an error,
+and answers that an error of ours kept from being read (charged by estimate)."""
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -152,3 +153,4 @@ class Status(msgspec.Struct, frozen=True):
     refused: int
     unmetered: int
     failed: int
+    unread: int

@@ -21,7 +21,7 @@ from transports import limits, refusal, retry
 from transports.inner import Inner
 from transports.library import Request, Response, body_of, library_of
 from transports.retry import Discard
-from transports.stream import Listener, Meter, metered
+from transports.stream import Listener, meter, metered
 from transports.wire import Call, Path, Wire, edited, gemini, recognise
 
 if TYPE_CHECKING:
@@ -232,16 +232,21 @@ class BudgetTransport(_Transport):
     def _read_along(
         self, response: Response, headers: dict[bytes, bytes], exchange: _Exchange, place: Reservation
     ) -> None:
-        hides_usage = exchange.call.usage_at is not None
-        meter = Meter(self.pacer, place, exchange.wire, exchange.measure, hides_usage=hides_usage)
-        content_type = headers.get(b"content-type", b"")
+        if response.is_stream_consumed:  # its content is decoded
+            headers.pop(b"content-encoding", None)
+        reading = meter(
+            self.pacer,
+            place,
+            exchange.wire,
+            exchange.measure,
+            headers,
+            hides_usage=exchange.call.usage_at is not None,
+        )
         if response.is_stream_consumed:  # read already: no byte will pass the meter
-            meter.expect(content_type, b"")
-            meter.feed(response.content)
-            meter.finish()
-            return
-        meter.expect(content_type, headers.get(b"content-encoding", b""))
-        response.stream = metered(response.stream, meter, exchange.library)
+            reading.feed(response.content)
+            reading.finish()
+        else:
+            response.stream = metered(response.stream, reading, exchange.library)
 
     def _recognised(self, request: Request, library: ModuleType) -> _Exchange | None:
         """What the request is, if it is a model call."""

@@ -25,6 +25,8 @@ _WINDOW_LOG = 23
 
 def decoder(content_encoding: bytes) -> Decode | None:
     """What undoes the encodings of a body; ``None`` if one of them is not known."""
+    if not content_encoding:
+        return _as_is
     names = [name.strip() for name in content_encoding.lower().split(b",")]
     found = [_DECODERS.get(name) for name in names if name not in (b"", b"identity")]
     if None in found or len(found) > _LARGEST_STACK:
@@ -75,8 +77,8 @@ def _brotli() -> Decode:
             return b""
         waiting.extend(chunk)
         text: bytes = stream.process(b"", output_buffer_limit=LARGEST_EVENT_BYTES)
-        if stream.can_accept_more_data():
-            text += stream.process(bytes(waiting), output_buffer_limit=LARGEST_EVENT_BYTES)
+        if not text and stream.can_accept_more_data():
+            text = stream.process(bytes(waiting), output_buffer_limit=LARGEST_EVENT_BYTES)
             waiting.clear()
         return text
 

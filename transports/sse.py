@@ -7,8 +7,6 @@ them at U+2028 inside JSON, which is legal there.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = rb"(?:\r\n|\n|\r(?=[^\n]))"
@@ -21,29 +19,39 @@ LARGEST_EVENT_BYTES = 8 * 1024 * 1024
 """An event beyond this is not read any further; its bytes still pass to the caller."""
 
 
-class Event(NamedTuple):
-    """One event: its bytes on the wire, and the payload of its ``data`` lines."""
-
-    raw: bytes
-    data: bytes
-
-
 class Reader:
-    """Feed it chunks, get whole events. Memory is bounded by one event. A kind of stream says where its events end."""
+    """Feed it chunks, get whole events with every byte they came in. Memory is bounded by one event.
+
+    A kind of stream says where its events end and what their payload is.
+    """
 
     def __init__(self) -> None:
         self._pending = bytearray()
         self._scanned = 0
         self.overflowed = False
 
-    def feed(self, chunk: bytes) -> Iterable[Event]:
-        """The events that ``chunk`` completes, one by one."""
-        return () if self.overflowed else self._split(chunk)
+    @property
+    def is_between_events(self) -> bool:
+        """Whether the next byte begins an event."""
+        return not self._pending and not self.overflowed
 
-    def finish(self) -> Iterator[Event]:
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The events that ``chunk`` completes."""
+        if self.overflowed:
+            return []
+        self._pending += chunk
+        if not self._has_whole_event():
+            events: list[bytes] = []
+            self._scanned = max(0, len(self._pending) - 3)
+        else:
+            events, rest = self._split(self.take_rest())
+            self._pending += rest
+        self.overflowed = self.overflowed or len(self._pending) > LARGEST_EVENT_BYTES
+        return events
+
+    def finish(self) -> list[bytes]:
         """The last event, where the stream ended without the mark of its end."""
-        if rest := self.take_rest():
-            yield self._event(rest)
+        return [self.take_rest()] if self._pending and not self.overflowed else []
 
     def take_rest(self) -> bytes:
         """The bytes of the event that is not complete yet."""
@@ -52,22 +60,16 @@ class Reader:
         self._scanned = 0
         return rest
 
-    def _split(self, chunk: bytes) -> Iterator[Event]:
-        self._pending += chunk
-        while (end := self._next_end()) is not None:
-            raw = bytes(self._pending[:end])
-            del self._pending[:end]
-            self._scanned = 0
-            yield self._event(raw)
-        self._scanned = max(0, len(self._pending) - 3)
-        if len(self._pending) > LARGEST_EVENT_BYTES:
-            self.overflowed = True
-
-    def _next_end(self) -> int | None:
-        """Where the first pending event ends; nothing before ``_scanned`` can end it."""
+    def payload(self, event: bytes) -> bytes:
+        """What the event carries."""
         raise NotImplementedError
 
-    def _event(self, raw: bytes) -> Event:
+    def _has_whole_event(self) -> bool:
+        """Whether an event ends in the pending bytes; none does before ``_scanned``."""
+        raise NotImplementedError
+
+    def _split(self, text: bytes) -> tuple[list[bytes], bytes]:
+        """The whole events in ``text``, and the rest behind them."""
         raise NotImplementedError
 
 
@@ -78,54 +80,74 @@ class EventReader(Reader):
         super().__init__()
         self._has_cr = False
 
-    def feed(self, chunk: bytes) -> Iterable[Event]:
-        """The events that ``chunk`` completes, one by one."""
-        if self.overflowed:
-            return ()
-        if not self._pending and chunk.startswith(b"data: ") and _is_one_line(chunk):  # as most providers send them
-            return (Event(chunk, chunk[6:-2]),)
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The events that ``chunk`` completes."""
         self._has_cr = self._has_cr or b"\r" in chunk
-        return self._split(chunk)
+        return super().feed(chunk)
 
-    def _next_end(self) -> int | None:
-        if not self._has_cr:
-            found = self._pending.find(b"\n\n", self._scanned)
-            return None if found < 0 else found + 2
-        match = _BLANK_LINE.search(self._pending, self._scanned)
-        return match.end() if match else None
+    def payload(self, event: bytes) -> bytes:
+        """The ``data`` lines."""
+        if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and not self._has_cr:
+            return event[6:-2]
+        lines = event.removeprefix(_BOM).splitlines()  # of bytes: at LF, CR and CRLF only
+        return b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
 
-    def _event(self, raw: bytes) -> Event:
-        lines = raw.removeprefix(_BOM).splitlines()  # of bytes: at LF, CR and CRLF only
-        return Event(raw, b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")))
+    def _has_whole_event(self) -> bool:
+        if self._has_cr:
+            return _BLANK_LINE.search(self._pending, self._scanned) is not None
+        return self._pending.find(b"\n\n", self._scanned) >= 0
+
+    def _split(self, text: bytes) -> tuple[list[bytes], bytes]:
+        if self._has_cr:
+            ends = [match.end() for match in _BLANK_LINE.finditer(text)]
+            return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)], text[ends[-1] :]
+        *events, rest = text.split(b"\n\n")
+        return [event + b"\n\n" for event in events], rest
 
 
 class LineReader(Reader):
     """JSON lines, as Ollama sends them."""
 
-    def _next_end(self) -> int | None:
-        found = self._pending.find(b"\n", self._scanned)
-        return None if found < 0 else found + 1
+    def payload(self, event: bytes) -> bytes:
+        """The line."""
+        return event.strip()
 
-    def _event(self, raw: bytes) -> Event:
-        return Event(raw, raw.strip())
+    def _has_whole_event(self) -> bool:
+        return self._pending.find(b"\n", self._scanned) >= 0
+
+    def _split(self, text: bytes) -> tuple[list[bytes], bytes]:
+        *lines, rest = text.split(b"\n")
+        return [line + b"\n" for line in lines], rest
 
 
 class FrameReader(Reader):
     """AWS event stream frames: lengths of the whole and of its headers, a checksum, headers, payload, a checksum."""
 
-    def _next_end(self) -> int | None:
-        if len(self._pending) < _FRAME_PRELUDE_BYTES:
+    def payload(self, event: bytes) -> bytes:
+        """What stands between the headers and the checksum; nothing if the frame was cut off."""
+        if len(event) < _SMALLEST_FRAME_BYTES or int.from_bytes(event[:4]) != len(event):
+            return b""
+        return event[_FRAME_PRELUDE_BYTES + int.from_bytes(event[4:8]) : -4]
+
+    def _has_whole_event(self) -> bool:
+        return self._end(self._pending, 0) is not None
+
+    def _split(self, text: bytes) -> tuple[list[bytes], bytes]:
+        frames, start = [], 0
+        while end := self._end(text, start):
+            frames.append(text[start:end])
+            start = end
+        return frames, text[start:]
+
+    def _end(self, text: bytes | bytearray, start: int) -> int | None:
+        """Where the frame ends that begins at ``start``, if it is there whole."""
+        if len(text) - start < _FRAME_PRELUDE_BYTES:
             return None
-        size = int.from_bytes(self._pending[:4])
+        size = int.from_bytes(text[start : start + 4])
         if size < _SMALLEST_FRAME_BYTES or size > LARGEST_EVENT_BYTES:  # no frame: nothing after it can be found
             self.overflowed = True
             return None
-        return size if size <= len(self._pending) else None
-
-    def _event(self, raw: bytes) -> Event:
-        if len(raw) < _SMALLEST_FRAME_BYTES or int.from_bytes(raw[:4]) != len(raw):
-            return Event(raw, b"")
-        return Event(raw, raw[_FRAME_PRELUDE_BYTES + int.from_bytes(raw[4:8]) : -4])
+        return start + size if start + size <= len(text) else None
 
 
 def reader_of(content_type: bytes) -> Reader | None:
@@ -139,7 +161,3 @@ _READERS: dict[bytes, type[Reader]] = {
     b"application/x-ndjson": LineReader,
     b"application/vnd.amazon.eventstream": FrameReader,
 }
-
-
-def _is_one_line(chunk: bytes) -> bool:
-    return chunk.find(b"\n") == len(chunk) - 2 and chunk.endswith(b"\n\n") and b"\r" not in chunk

@@ -1,14 +1,15 @@
 """Bytes pass, a meter reads along, and the end of the body settles the call: at its end, at an error, at ``close``.
 
 The meter never changes what passes, but for the usage chunk that a caller did not ask for; it never raises, and it
-keeps at most 8 MiB (``LARGEST_BODY_BYTES``).
+keeps at most 8 MiB (``LARGEST_BODY_BYTES``). It reads late: chunks are put aside until they are 64 KiB or the body
+ends, and of the last ones only those events are read that tell the bill.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cache, partial
 from types import ModuleType
 from typing import Any
@@ -18,13 +19,18 @@ from pacer.estimate import Measure
 from pacer.pacer import Pacer
 from pacer.usage import Usage
 from transports import encodings, limits
-from transports.sse import LARGEST_EVENT_BYTES, Event, Reader, reader_of
+from transports.encodings import Decode
+from transports.sse import LARGEST_EVENT_BYTES, EventReader, Reader, reader_of
 from transports.wire import Tally, Wire
 
 LARGEST_BODY_BYTES = LARGEST_EVENT_BYTES
+LARGEST_BACKLOG_BYTES = 64 * 1024
 LARGEST_REFUSAL_BYTES = 64 * 1024
 UNBELIEVABLE_FACTOR = 20
 """A usage of more than this many times the worst case counts as missing."""
+
+_NO_USAGE = b'"usage":null'
+"""What OpenAI writes into every event but the one with the usage."""
 
 _log = logging.getLogger("pacer")
 
@@ -32,109 +38,105 @@ _log = logging.getLogger("pacer")
 class Meter:
     """Reads one answer and settles its reservation, once.
 
-    ``measure`` is what the usage is a lesson for, if the body could be read; ``hides_usage`` drops the event that
-    carries nothing but usage.
+    ``measure`` is what the usage is a lesson for, if the body could be read; ``events`` splits a stream, ``decode``
+    undoes the encoding of the body (``None``: nobody can).
     """
 
     def __init__(
-        self, pacer: Pacer, place: Reservation, wire: Wire, measure: Measure | None, *, hides_usage: bool
+        self,
+        pacer: Pacer,
+        place: Reservation,
+        wire: Wire,
+        measure: Measure | None,
+        events: Reader | None,
+        decode: Decode | None,
     ) -> None:
         self.pacer = pacer
         self.place = place
         self.wire = wire
         self.measure = measure
         self.ended = False
-        self._hides_usage = hides_usage
         self._tally = Tally()
-        self._events: Reader | None = None
+        self._events = events
+        self._decode = decode
         self._body = bytearray()
-        self._decode: encodings.Decode | None = None
-        self._blind = False
-
-    def expect(self, content_type: bytes, content_encoding: bytes) -> None:
-        """What kind of body follows, from the answer's headers."""
-        self._events = reader_of(content_type)
-        if content_encoding.lower() not in (b"", b"identity"):
-            self._hides_usage = False
-            self._decode = encodings.decoder(content_encoding)
-            self._blind = self._decode is None
+        self._backlog: list[bytes] = []
+        self._backlog_bytes = 0
+        self._blind = decode is None
 
     def feed(self, chunk: bytes) -> bytes:
-        """Read ``chunk``; returns what passes on to the caller."""
-        try:
-            return self._feed(chunk)
-        except Exception as error:  # metering never breaks the caller's answer
-            self._give_up(error)
-            return chunk
+        """Take ``chunk``; returns what passes on to the caller."""
+        self._backlog.append(chunk)
+        self._backlog_bytes += len(chunk)
+        if self._backlog_bytes > LARGEST_BACKLOG_BYTES:
+            self._catch_up()
+        return chunk
 
     def finish(self) -> bytes:
         """The body has ended by itself: settle. Returns bytes that were held back."""
-        rest = b""
-        try:
-            rest = self._finish()
-        except Exception as error:  # metering never breaks the caller's answer
-            self._give_up(error)
-        self._settle(whole=True)
-        return rest
+        self._catch_up(is_whole=True)
+        self._settle(is_whole=True)
+        return b""
 
     def abandon(self) -> bytes:
         """The body broke, was dropped or was closed early: settle. Returns bytes that were held back."""
-        self._settle(whole=False)
-        return self._events.take_rest() if self._hides_usage and self._events is not None else b""
+        if not self.ended:
+            self._catch_up()
+            self._settle(is_whole=False)
+        return b""
 
-    def _feed(self, chunk: bytes) -> bytes:
-        if self._blind:
-            return chunk
-        text = chunk if self._decode is None else self._decode(chunk)
-        if self._events is None:
-            self._body += text
-            self._blind = len(self._body) > LARGEST_BODY_BYTES
-            if self._blind:
-                self._body.clear()
-            return chunk
-        events = self._events.feed(text)
-        if not self._hides_usage:
-            for event in events:
-                self._read_event(event)
-            return chunk
-        passed = self._without_usage(events)
-        if self._events.overflowed or self._blind:  # from here on nothing is held back
-            self._hides_usage = False
-            passed += self._events.take_rest()
-        return passed
-
-    def _without_usage(self, events: Iterable[Event]) -> bytes:
-        """The bytes of the events but for those that carry nothing but usage; all of them are read."""
-        return b"".join([event.raw for event in events if not self._read_event(event)])
-
-    def _read_event(self, event: Event) -> bool:
-        """Whether the event carries nothing but usage."""
-        if self._blind or not event.data:
-            return False
+    def _catch_up(self, *, is_whole: bool = False) -> None:
+        """Read what was put aside; ``is_whole`` if nothing follows."""
+        chunks = b"".join(self._backlog)
+        self._backlog.clear()
+        self._backlog_bytes = 0
+        if self._blind or self._decode is None:
+            return
         try:
-            return self.wire.read_event(event.data, self._tally)
+            text = self._decode(chunks)
+            if self._events is None:
+                self._read_body(text, is_whole=is_whole)
+            elif is_whole:
+                self._read_last([*self._events.feed(text), *self._events.finish()], self._events)
+            else:
+                for event in self._events.feed(text):
+                    self._read_event(event, self._events)
         except Exception as error:  # metering never breaks the caller's answer
             self._give_up(error)
-            return False
 
-    def _finish(self) -> bytes:
-        if self._blind:
-            return b""
-        if self._events is None:
+    def _read_body(self, text: bytes, *, is_whole: bool) -> None:
+        self._body += text
+        if len(self._body) > LARGEST_BODY_BYTES:
+            self._blind = True
+            self._body.clear()
+        elif is_whole:
             self._tally.usage = self.wire.read_answer(bytes(self._body)) or {}
             self._tally.final = True
             self._body.clear()
-            return b""
-        rest = self._without_usage(self._events.finish())
-        return rest if self._hides_usage else b""
+
+    def _read_last(self, events: list[bytes], reader: Reader) -> None:
+        """Read what may tell the bill, and all the rest only if it did not."""
+        mark, last = self.wire.mark, len(events) - 1
+        telling = [i for i, event in enumerate(events) if (mark in event and _NO_USAGE not in event) or i == last]
+        for i in telling:
+            self._read_event(events[i], reader)
+        if not self._tally.final:
+            for i in sorted(set(range(last)).difference(telling)):
+                self._read_event(events[i], reader)
+
+    def _read_event(self, event: bytes, reader: Reader) -> bool:
+        """Whether the event carries nothing but usage."""
+        data = reader.payload(event)
+        return bool(data) and self.wire.read_event(data, self._tally)
 
     def _give_up(self, error: Exception) -> None:
         self._blind = True
         self._tally.final = False
+        self.pacer.count_unread()
         # The kind of the error only: its text could quote the answer.
         _log.warning("run %s: an answer could not be metered (%s)", self.pacer.run, type(error).__name__)
 
-    def _settle(self, *, whole: bool) -> None:
+    def _settle(self, *, is_whole: bool) -> None:
         if self.ended:
             return
         self.ended = True
@@ -147,7 +149,7 @@ class Meter:
         seen = usage or Usage(self.place.call.input)
         # Usage in the middle of a stream may lag behind its text: the larger of both was produced.
         seen = Usage(seen.input, max(seen.output, self._tally.seen_output), seen.cached)
-        self.pacer.settle(self.place, seen, "estimate" if whole else "partial")
+        self.pacer.settle(self.place, seen, "estimate" if is_whole else "partial")
 
     def _reported(self) -> Usage | None:
         """The usage reported so far, if it can be believed."""
@@ -158,6 +160,92 @@ class Meter:
             return None
         limit = UNBELIEVABLE_FACTOR * self.place.call.worst
         return usage if usage is not None and usage.total <= limit else None
+
+
+class HidingMeter(Meter):
+    """Drops the event that carries nothing but usage: the caller did not ask for it, we did.
+
+    What may be that event is held back until it is whole.
+    """
+
+    def __init__(
+        self,
+        pacer: Pacer,
+        place: Reservation,
+        wire: Wire,
+        measure: Measure | None,
+        events: EventReader,
+        decode: Decode | None,
+    ) -> None:
+        super().__init__(pacer, place, wire, measure, events, decode)
+        self._splits = events
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take ``chunk``; returns what passes on to the caller."""
+        if self._blind or self._is_one_silent_event(chunk):
+            return super().feed(chunk)
+        passed = b"".join([event for event in self._splits.feed(chunk) if not self._is_ours(event)])
+        if self._splits.overflowed or self._blind:  # from here on nothing is held back
+            self._blind = True
+            passed += self._splits.take_rest()
+        return passed
+
+    def finish(self) -> bytes:
+        """The body has ended by itself: settle. Returns bytes that were held back."""
+        rest = self._splits.take_rest()
+        passed = b"" if rest and self._is_ours(rest) else rest
+        super().finish()
+        return passed
+
+    def abandon(self) -> bytes:
+        """The body broke, was dropped or was closed early: settle. Returns bytes that were held back."""
+        super().abandon()
+        return self._splits.take_rest()
+
+    def _catch_up(self, *, is_whole: bool = False) -> None:
+        """Read the silent events that were put aside, if the bill did not come."""
+        silent = self._backlog
+        self._backlog, self._backlog_bytes = [], 0
+        if not (is_whole and self._tally.final):
+            for event in silent:
+                self._is_ours(event)
+
+    def _is_one_silent_event(self, chunk: bytes) -> bool:
+        """Whether ``chunk`` is one whole event that cannot be the one with the usage."""
+        return (
+            0 <= chunk.find(b"\n\n") == len(chunk) - 2
+            and (self.wire.mark not in chunk or _NO_USAGE in chunk)
+            and b"\r" not in chunk
+            and self._splits.is_between_events
+        )
+
+    def _is_ours(self, event: bytes) -> bool:
+        """Read the event; whether it carries nothing but usage."""
+        if self._blind:
+            return False
+        try:
+            return self._read_event(event, self._splits)
+        except Exception as error:  # metering never breaks the caller's answer
+            self._give_up(error)
+            return False
+
+
+def meter(
+    pacer: Pacer,
+    place: Reservation,
+    wire: Wire,
+    measure: Measure | None,
+    headers: Mapping[bytes, bytes],
+    *,
+    hides_usage: bool,
+) -> Meter:
+    """The meter for an answer with these headers (names in lower case)."""
+    events = reader_of(headers.get(b"content-type", b""))
+    encoding = headers.get(b"content-encoding", b"")
+    decode = encodings.decoder(encoding)
+    if hides_usage and isinstance(events, EventReader) and encoding.lower() in (b"", b"identity"):
+        return HidingMeter(pacer, place, wire, measure, events, decode)
+    return Meter(pacer, place, wire, measure, events, decode)
 
 
 class Listener:
@@ -199,9 +287,10 @@ class _MeteredStream:
         self._meter = meter
 
     def __iter__(self) -> Iterator[bytes]:
+        feed = self._meter.feed
         try:
             for chunk in self._inner:
-                passed = self._meter.feed(chunk)
+                passed = feed(chunk)
                 if passed or not chunk:
                     yield passed
         except BaseException as error:
@@ -213,9 +302,10 @@ class _MeteredStream:
             yield rest
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        feed = self._meter.feed
         try:
             async for chunk in self._inner:
-                passed = self._meter.feed(chunk)
+                passed = feed(chunk)
                 if passed or not chunk:
                     yield passed
         except BaseException as error:

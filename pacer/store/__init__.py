@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from pacer.admission import Reservation, Seat, Ticket
-from pacer.usage import Estimate, Settlement, Status, Uncharged, Usage, Word
+from pacer.usage import Estimate, Oddity, Settlement, Status, Usage, Word
 
 __all__ = ["Store"]
 
@@ -34,8 +34,8 @@ class Store(Protocol):
     def set_ceiling(self, ceiling: int | None) -> None:
         """Change the ceiling of the run at once."""
 
-    def count(self, uncharged: Uncharged) -> None:
-        """Count a request that passed without being charged."""
+    def count(self, oddity: Oddity) -> None:
+        """Count what is counted beside the books."""
 
     def status(self) -> Status:
         """How everything stands at one instant."""

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 
 from pacer.admission import Admission, Reservation, Seat, Ticket
-from pacer.usage import Estimate, Settlement, Status, Uncharged, Usage, Word
+from pacer.usage import Estimate, Oddity, Settlement, Status, Usage, Word
 
 _log = logging.getLogger("pacer")
 
@@ -90,10 +90,10 @@ class MemoryStore:
         with self._books:
             self._admission.set_ceiling(ceiling)
 
-    def count(self, uncharged: Uncharged) -> None:
-        """Count a request that passed without being charged."""
+    def count(self, oddity: Oddity) -> None:
+        """Count what is counted beside the books."""
         with self._books:
-            self._admission.uncharged[uncharged] += 1
+            self._admission.oddities[oddity] += 1
 
     def status(self) -> Status:
         """How everything stands, posted settlements included."""
