@@ -10,6 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 from msgspec.structs import replace
 
 from pacer import ledger
@@ -30,8 +31,7 @@ class Seat(Protocol):
         """Let the waiter keep the time for its lane: it calls ``tick`` after ``seconds``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
+class Gate(msgspec.Struct, frozen=True, eq=False):
     """One rate: the setting's name, what it counts, and its bucket."""
 
     limit: str
@@ -44,74 +44,47 @@ class Gate:
 
     def used(self, usage: Usage) -> int:
         """What the call took in the end."""
-        match self.kind:
-            case "tokens":
-                return usage.total
-            case "input":
-                return usage.input
-            case "output":
-                return usage.output
-            case "requests":
-                return 1
+        amount: int = getattr(usage, "total" if self.kind == "tokens" else self.kind)
+        return amount
 
 
-class Reservation:
+class Reservation(msgspec.Struct, eq=False):
     """A place for one call, from admission until it is settled. ``process`` counts the forks before it was given.
 
-    ``call.worst`` is what is held: less than was asked where the output cap is to be lowered. ``usage`` is what was
-    used in the end.
+    ``call.worst`` is what is held: less than was asked where the output cap is to be lowered. ``probes`` says that it
+    is one of a server's slow start, ``usage`` what was used in the end.
     """
 
-    __slots__ = (
-        "account",
-        "call",
-        "granted_at",
-        "id",
-        "owner",
-        "probes",
-        "process",
-        "settled_at",
-        "settlement",
-        "usage",
-        "waited_seconds",
-    )
-
-    def __init__(self, id: int, process: int, account: Account, ticket: Ticket, call: Estimate, now: float) -> None:
-        self.id = id
-        self.process = process
-        self.account = account
-        self.call = call
-        self.owner = ticket.owner
-        self.probes = False
-        self.granted_at = now
-        self.waited_seconds = max(0.0, now - ticket.since)
-        self.settlement: Settlement | None = None
-        self.usage: Usage | None = None
-        self.settled_at: float | None = None
+    id: int
+    process: int
+    account: Account
+    owner: object
+    call: Estimate
+    granted_at: float
+    waited_seconds: float
+    probes: bool = False
+    settlement: Settlement | None = None
+    usage: Usage | None = None
+    settled_at: float | None = None
 
 
-class Ticket:
+class Ticket(msgspec.Struct, eq=False):
     """One call on its way to a decision; ``decision`` stays ``None`` as long as it waits in the lane.
 
     ``bound`` is the least it may hold and what its owner (a task or thread) holds already: an owner that waits closes
     nothing, so both must fit beside each other.
     """
 
-    __slots__ = ("bound", "call", "deadline", "decision", "number", "owner", "position", "seat", "since", "wait")
-
-    def __init__(
-        self, number: int, call: Estimate, owner: object, owned: int, since: float, deadline: float | None
-    ) -> None:
-        self.number = number
-        self.call = call
-        self.owner = owner
-        self.bound = call.at_least + owned
-        self.since = since
-        self.deadline = deadline
-        self.decision: Reservation | BudgetExceeded | None = None
-        self.wait: Wait | None = None
-        self.position = 0
-        self.seat: Seat | None = None
+    number: int
+    call: Estimate
+    owner: object
+    bound: int
+    since: float
+    deadline: float | None
+    decision: Reservation | BudgetExceeded | None = None
+    wait: Wait | None = None
+    position: int = 0
+    seat: Seat | None = None
 
 
 @dataclass(slots=True)
@@ -150,7 +123,8 @@ class Admission:
         self.oddities: dict[Oddity, int] = {"unmetered": 0, "failed": 0, "unread": 0}
         self._lanes: dict[tuple[str, str], _Lane] = {}
         self._blocked: list[Ticket] = []
-        self._waiting = 0
+        self.waiting = 0
+        """How many stand in the lanes."""
         self._largest_waiting = 0
         self._held_by: dict[object, int] = {}
         self._ids = itertools.count(1)
@@ -160,7 +134,8 @@ class Admission:
     def offer(self, call: Estimate, owner: object, now: float) -> Ticket:
         """Decide on a new call: granted or refused at once, or placed at the end of the lane."""
         deadline = None if self.max_wait is None else now + self.max_wait
-        ticket = Ticket(next(self._numbers), call, owner, self._held_by.get(owner, 0), now, deadline)
+        bound = call.at_least + self._held_by.get(owner, 0)
+        ticket = Ticket(next(self._numbers), call, owner, bound, now, deadline)
         answer = self._answer(ticket, now)
         if answer is None:
             self._grant(ticket, now)
@@ -174,7 +149,7 @@ class Admission:
 
     def pump(self, now: float) -> list[Ticket]:
         """Decide on everybody who can be decided now, in order; those are returned and have left their lanes."""
-        if not self._waiting:
+        if not self.waiting:
             self._blocked = []
             return []
         decided = self._dismiss_hopeless(now)
@@ -255,7 +230,7 @@ class Admission:
         The child has copies of their streams all the same; what those settle concerns it no more.
         """
         self._process += 1
-        self._waiting = 0
+        self.waiting = 0
         self._lanes.clear()
         self._blocked.clear()
         self._held_by.clear()
@@ -275,7 +250,7 @@ class Admission:
             held=account.held,
             remaining=account.remaining,
             in_flight=account.in_flight,
-            waiting=self._waiting,
+            waiting=self.waiting,
             waits_for=wait.limit if wait else None,
             next_seconds=wait.seconds if wait else None,
             server_pause_seconds=max(
@@ -304,7 +279,7 @@ class Admission:
             return self._ceiling_reached(ticket, node)
         before = [
             lane
-            for key, lane in (self._lanes.items() if self._waiting else ())
+            for key, lane in (self._lanes.items() if self.waiting else ())
             if lane.line and (key == ticket.call.lane or lane.server.wait(now) is None)
         ]
         return self._behind(before, ticket.call, now) if before else self._wait_of(ticket.call, now)
@@ -342,12 +317,9 @@ class Admission:
         return (lane.server.wait(now) if lane else None) or self._decide(call, now)
 
     def _decide(self, call: Estimate, now: float) -> Wait | None:
-        """Whether the call may go now, over all accounts and all buckets at once.
-
-        One that could never have its worst case goes with what there is, if that is enough for it.
-        """
+        """Whether the call may go now, over all accounts and all buckets at once."""
         for node in self.account.path:
-            if not node.fits(call.at_least if node.never_fits(call.worst) else call.worst):
+            if not node.takes(call):
                 return Wait("ceiling", None)
         longest: Wait | None = None
         for gate in self.gates:
@@ -387,7 +359,7 @@ class Admission:
         ticket.wait = wait
         lane = self._lanes.setdefault(ticket.call.lane, self._empty_lane())
         lane.line[ticket] = None
-        self._waiting += 1
+        self.waiting += 1
         ticket.position = len(lane.line)
         self._largest_waiting = max(self._largest_waiting, ticket.bound)
         for gate in self.gates:
@@ -400,7 +372,7 @@ class Admission:
     def _unqueue(self, ticket: Ticket, now: float) -> None:
         lane = self._lanes[ticket.call.lane]
         del lane.line[ticket]
-        self._waiting -= 1
+        self.waiting -= 1
         for gate in self.gates:
             lane.backlog[gate] -= gate.asked(ticket.call)
         self._keep(ticket.call.lane, lane, now)
@@ -421,10 +393,17 @@ class Admission:
         for gate in self.gates:
             gate.bucket.take(gate.asked(call), now)
         self._held_by[ticket.owner] = self._held_by.get(ticket.owner, 0) + call.worst
-        place = Reservation(next(self._ids), self._process, self.account, ticket, call, now)
         lane = self._lanes.get(call.lane)
-        place.probes = lane is not None and lane.server.granted(call, now)
-        ticket.decision = place
+        ticket.decision = Reservation(
+            next(self._ids),
+            self._process,
+            self.account,
+            ticket.owner,
+            call,
+            granted_at=now,
+            waited_seconds=now - ticket.since,
+            probes=lane is not None and lane.server.granted(call, now),
+        )
 
     def _cut_to_fit(self, call: Estimate) -> Estimate:
         """The call with the worst case that there is room for."""

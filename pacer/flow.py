@@ -6,7 +6,8 @@ A driver runs the generator: it does each step (blocking or awaiting) and goes o
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+
+import msgspec
 
 from pacer import parking, telemetry
 from pacer.admission import Reservation, Ticket
@@ -16,23 +17,20 @@ from pacer.store import Store
 from pacer.usage import Estimate
 
 
-@dataclass(frozen=True, slots=True)
-class Park:
+class Park(msgspec.Struct, frozen=True):
     """Sleep until the ticket is decided."""
 
     store: Store
     ticket: Ticket
 
 
-@dataclass(frozen=True, slots=True)
-class Space:
+class Space(msgspec.Struct, frozen=True):
     """Wait for the next free start."""
 
     smoothing: Smoothing
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(msgspec.Struct, frozen=True):
     """Sleep for ``seconds``."""
 
     seconds: float

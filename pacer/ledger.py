@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pacer.usage import Settlement
+from pacer.usage import Estimate, Settlement
 
 
 class Account:
@@ -38,6 +38,10 @@ class Account:
     def fits(self, amount: int) -> bool:
         """Whether ``amount`` can be held now."""
         return self.ceiling is None or self.spent + self.unknown + self.held + amount <= self.ceiling
+
+    def takes(self, call: Estimate) -> bool:
+        """Whether the call can be held now; one that could never have its worst case, with the least it needs."""
+        return self.fits(call.at_least if self.never_fits(call.worst) else call.worst)
 
 
 def hold(account: Account, amount: int) -> None:

@@ -80,7 +80,7 @@ class Pacer:
     @property
     def has_ceiling(self) -> bool:
         """Whether the run has a ceiling right now."""
-        return self.status().ceiling is not None
+        return self._store.ceiling is not None
 
     def count_unmetered(self) -> None:
         """A request passed that is no model call."""

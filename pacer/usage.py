@@ -32,6 +32,11 @@ class Usage(msgspec.Struct, frozen=True):
     total: int = 0
     written: int = 0
 
+    @property
+    def requests(self) -> int:
+        """A call was one request."""
+        return 1
+
     def __post_init__(self) -> None:
         if self.total < self.input + self.output:
             msgspec.structs.force_setattr(self, "total", self.input + self.output)
@@ -67,17 +72,15 @@ class Estimate(msgspec.Struct, frozen=True):
         """Input and output together: what the rate takes."""
         return self.input + self.output
 
+    @property
+    def requests(self) -> int:
+        """A call is one request."""
+        return 1
+
     def asked(self, kind: Kind) -> int:
         """What the call is expected to take of a limit that counts ``kind``."""
-        match kind:
-            case "tokens":
-                return self.expected
-            case "input":
-                return self.input
-            case "output":
-                return self.output
-            case "requests":
-                return 1
+        amount: int = getattr(self, "expected" if kind == "tokens" else kind)
+        return amount
 
 
 class Rate(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ import httpx
 import pytest
 import zstandard
 
-import transports.budget
+import transports.exchange
 from pacer import Pacer, estimate
 from pacer.estimate import Estimator
 from pacer.usage import Usage
@@ -290,7 +290,7 @@ def broken(*_: object) -> Any:
 
 
 def with_bug(monkeypatch: pytest.MonkeyPatch, **members: Any) -> None:
-    monkeypatch.setattr(transports.budget, "recognise", lambda *_: replace(openai_chat.WIRE, **members))
+    monkeypatch.setattr(transports.exchange, "recognise", lambda *_: replace(openai_chat.WIRE, **members))
 
 
 HELLO = b'data: {"choices": [{"delta": {"content": "hello"}}]}\n\n'

@@ -1,5 +1,6 @@
 """The drop-in HTTP transport. This package knows httpx, httpx2 and the providers; ``pacer`` knows tokens and time."""
 
-from transports.budget import BudgetTransport, Receipt
+from transports.budget import BudgetTransport
+from transports.receipt import Receipt
 
 __all__ = ["BudgetTransport", "Receipt"]

@@ -29,7 +29,9 @@ _ALLOWANCES: tuple[tuple[Kind, str], ...] = (
     ("output", "anthropic-ratelimit-output-tokens-{}"),
     ("tokens", "ratelimitbysize-{}"),
 )
-_MARKS = (b"x-ratelimit-remaining-", b"anthropic-ratelimit-", b"ratelimitbysize-")
+_SPOKEN = frozenset(
+    {b"retry-after", b"retry-after-ms", *(name.format("remaining").encode() for _, name in _ALLOWANCES)}
+)
 _NUMBER = r"(\d{1,9}(?:\.\d{1,9})?)"
 _SPAN = re.compile(rf"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?(?:{_NUMBER}ms)?", re.ASCII)
 
@@ -51,11 +53,11 @@ _refusal = msgspec.json.Decoder(_Refusal)
 
 def word_of(headers: Mapping[bytes, bytes], unix_now: float) -> Word | None:
     """What the headers (names in lower case) say; ``None`` where they say nothing."""
+    if _SPOKEN.isdisjoint(headers):
+        return None
     pause = retry_after_seconds(_text(headers, b"retry-after-ms"), _text(headers, b"retry-after"), unix_now)
-    allowances: tuple[Allowance, ...] = ()
-    if any(name.startswith(_MARKS) for name in headers):
-        told = (_allowance(headers, unix_now, kind, name) for kind, name in _ALLOWANCES)
-        allowances = tuple(allowance for allowance in told if allowance is not None)
+    told = (_allowance(headers, unix_now, kind, name) for kind, name in _ALLOWANCES)
+    allowances = tuple(allowance for allowance in told if allowance is not None)
     return None if pause is None and not allowances else Word(pause, allowances)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import msgspec
 from tenacity import (
     DoAttempt,
     DoSleep,
@@ -28,8 +28,7 @@ RETRIED_STATUSES = frozenset({429, 502, 503, 504, 529})
 _backoff = wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_SECONDS)
 
 
-@dataclass(frozen=True, slots=True)
-class Discard:
+class Discard(msgspec.Struct, frozen=True):
     """Close an answer that nobody will read."""
 
     response: Response

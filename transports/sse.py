@@ -7,6 +7,7 @@ them at U+2028 inside JSON, which is legal there.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = rb"(?:\r\n|\n|\r(?=[^\n]))"
@@ -152,7 +153,7 @@ class FrameReader(Reader):
 
 def reader_of(content_type: bytes) -> Reader | None:
     """A reader for a body of this type; ``None`` where it is no stream of events."""
-    kind = _READERS.get(content_type.partition(b";")[0].strip().lower())
+    kind = _kind_of(content_type)
     return None if kind is None else kind()
 
 
@@ -161,3 +162,8 @@ _READERS: dict[bytes, type[Reader]] = {
     b"application/x-ndjson": LineReader,
     b"application/vnd.amazon.eventstream": FrameReader,
 }
+
+
+@lru_cache(maxsize=64)
+def _kind_of(content_type: bytes) -> type[Reader] | None:
+    return _READERS.get(content_type.partition(b";")[0].strip().lower())

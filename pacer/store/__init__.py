@@ -13,6 +13,10 @@ __all__ = ["Store"]
 class Store(Protocol):
     """The books of one pacer. Every call is atomic, thread-safe and wakes whom it lets in."""
 
+    @property
+    def ceiling(self) -> int | None:
+        """The ceiling of the run right now."""
+
     def offer(self, call: Estimate, owner: object) -> Ticket:
         """Decide on a call of ``owner`` (a task or thread), or queue it."""
 

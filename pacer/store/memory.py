@@ -15,7 +15,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 
 from pacer.admission import Admission, Reservation, Seat, Ticket
 from pacer.usage import Estimate, Oddity, Settlement, Status, Usage, Word
@@ -47,11 +46,16 @@ class MemoryStore:
         self._admission = admission
         self._clock = clock
         self._lock = threading.Lock()
-        self._posts: deque[Callable[[float], None]] = deque()
+        self._posts: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
         self._decided: list[Ticket] = []
         self._armed: tuple[Ticket, float] | None = None
         self._books = _Books(self)
         _alive.add(self)
+
+    @property
+    def ceiling(self) -> int | None:
+        """The ceiling of the run right now."""
+        return self._admission.account.ceiling
 
     def offer(self, call: Estimate, owner: object) -> Ticket:
         """Decide on a call, or queue it."""
@@ -67,12 +71,12 @@ class MemoryStore:
 
     def leave(self, ticket: Ticket) -> None:
         """Undo the ticket; the next waiter is examined in the same critical section."""
-        self._posts.append(partial(self._admission.leave, ticket))
+        self._posts.append((self._admission.leave, (ticket,)))
         self._work_off()
 
     def settle(self, place: Reservation, usage: Usage, settlement: Settlement) -> None:
         """Post a settlement and work it off, here or in the thread that has the lock just now."""
-        self._posts.append(partial(self._admission.settle, place, usage, settlement))
+        self._posts.append((self._admission.settle, (place, usage, settlement)))
         self._work_off()
 
     def answered(self, place: Reservation, status: int, word: Word | None) -> None:
@@ -117,12 +121,11 @@ class MemoryStore:
 
     def _do_posted(self, now: float) -> None:
         while self._posts:
-            self._posts.popleft()(now)
+            do, arguments = self._posts.popleft()
+            do(*arguments, now)
 
-    def _decide_and_arm(self) -> tuple[list[Ticket], tuple[Seat, float] | None]:
-        """Under the lock: settle, decide, and find out who keeps the time from here on."""
-        now = self._clock()
-        self._do_posted(now)
+    def _decide_and_arm(self, now: float) -> tuple[list[Ticket], tuple[Seat, float] | None]:
+        """Under the lock: decide, and find out who keeps the time from here on."""
         decided = self._decided + self._admission.pump(now)
         self._decided = []
         due = self._admission.next_due(now)
@@ -135,8 +138,13 @@ class MemoryStore:
 
     def _close(self) -> None:
         """The end of the critical section, and what must not happen inside: waking and setting timers."""
+        decided: list[Ticket] = []
+        timer = None
         try:
-            decided, timer = self._decide_and_arm()
+            if self._posts or self._decided or self._admission.waiting:
+                now = self._clock()
+                self._do_posted(now)
+                decided, timer = self._decide_and_arm(now)
         finally:
             self._lock.release()
         if timer is not None:

@@ -1,0 +1,61 @@
+"""What became of an admitted call, as its answer tells it."""
+
+from __future__ import annotations
+
+from pacer.admission import Reservation
+from pacer.usage import Source
+
+
+class Receipt:
+    """What became of an admitted call: ``response.extensions["pacer"]``. Tokens; complete when the body has ended."""
+
+    def __init__(self, place: Reservation, output_cap: int | None) -> None:
+        self._place = place
+        self.output_cap = output_cap
+        """The output cap that went out in place of the caller's, or where there was none; ``None`` if untouched."""
+
+    @property
+    def waited_seconds(self) -> float:
+        """Seconds from the request to its admission."""
+        return self._place.waited_seconds
+
+    @property
+    def admitted_at(self) -> float:
+        """When the call was admitted, on the pacer's monotonic clock."""
+        return self._place.granted_at
+
+    @property
+    def settled_at(self) -> float | None:
+        """When it was settled, on the same clock; ``None`` as long as the body goes on."""
+        return self._place.settled_at
+
+    @property
+    def paced(self) -> int:
+        """The tokens that its admission took from the rate; the difference to the usage comes back at the end."""
+        return self._place.call.expected
+
+    @property
+    def reserved(self) -> int:
+        """The worst case that was held against the ceiling."""
+        return self._place.call.worst
+
+    @property
+    def charged(self) -> int | None:
+        """Tokens booked as spent; ``None`` as long as the body goes on."""
+        return None if self._place.settlement is None else self._place.settlement.spent
+
+    @property
+    def unknown(self) -> int | None:
+        """Tokens booked beside because nobody saw the end of the bill; ``None`` as long as the body goes on."""
+        return None if self._place.settlement is None else self._place.settlement.unknown
+
+    @property
+    def source(self) -> Source | None:
+        """Where the number came from; ``None`` as long as the body goes on."""
+        return None if self._place.settlement is None else self._place.settlement.source
+
+    def __repr__(self) -> str:
+        return (
+            f"<Receipt {self.charged} charged + {self.unknown} unknown of {self.reserved} reserved, "
+            f"from {self.source}, waited {self.waited_seconds:.2f} s>"
+        )
