@@ -40,11 +40,12 @@ class Gate(msgspec.Struct, frozen=True, eq=False):
 
     def asked(self, call: Estimate) -> int:
         """What the call is expected to take from this bucket."""
-        return call.asked(self.kind)
+        amount: int = getattr(call, self.kind)
+        return amount
 
     def used(self, usage: Usage) -> int:
         """What the call took in the end."""
-        amount: int = getattr(usage, "total" if self.kind == "tokens" else self.kind)
+        amount: int = getattr(usage, self.kind)
         return amount
 
 
@@ -202,13 +203,11 @@ class Admission:
         place.usage = usage
         ledger.settle(place.account, place.call.worst, settlement)
         self._let_go(place)
+        source = settlement.source
         for gate in self.gates:
-            asked, used = gate.asked(place.call), gate.used(usage)
-            if settlement.source == "void":
-                used = 0
-            elif settlement.source != "provider":
-                used = max(asked, used)
-            gate.bucket.give_back(asked - used, now)
+            asked = gate.asked(place.call)
+            used = 0 if source == "void" else gate.used(usage)
+            gate.bucket.give_back(asked - (used if source in ("void", "provider") else max(asked, used)), now)
 
     def answered(self, place: Reservation, status: int, word: Word | None, now: float, jitter: float) -> None:
         """Take in what a server said of its own limits in its answer to ``place``."""
@@ -216,7 +215,8 @@ class Admission:
             return
         key = place.call.lane
         lane = self._lanes.get(key) or self._empty_lane()
-        self._end_probe(place)
+        if place.probes:
+            self._end_probe(place)
         lane.server.answered(status, word, place.granted_at, now, jitter)
         self._keep(key, lane, now)
 
@@ -277,12 +277,16 @@ class Admission:
         node = self._closed_to(ticket.bound)
         if node is not None:
             return self._ceiling_reached(ticket, node)
-        before = [
-            lane
-            for key, lane in (self._lanes.items() if self.waiting else ())
-            if lane.line and (key == ticket.call.lane or lane.server.wait(now) is None)
-        ]
+        before = self._lanes_before(ticket.call, now) if self.waiting else []
         return self._behind(before, ticket.call, now) if before else self._wait_of(ticket.call, now)
+
+    def _lanes_before(self, call: Estimate, now: float) -> list[_Lane]:
+        """Those in which somebody waits who goes before the call."""
+        return [
+            lane
+            for key, lane in self._lanes.items()
+            if lane.line and (key == call.lane or lane.server.wait(now) is None)
+        ]
 
     def _closed_to(self, amount: int) -> Account | None:
         """The account that can never hold ``amount``, however long one waits."""
@@ -313,7 +317,7 @@ class Admission:
 
     def _wait_of(self, call: Estimate, now: float) -> Wait | None:
         """What a call would wait for if nobody was before it."""
-        lane = self._lanes.get(call.lane)
+        lane = self._lanes.get(call.lane) if self._lanes else None
         return (lane.server.wait(now) if lane else None) or self._decide(call, now)
 
     def _decide(self, call: Estimate, now: float) -> Wait | None:
@@ -388,12 +392,12 @@ class Admission:
             self._lanes.pop(key, None)
 
     def _grant(self, ticket: Ticket, now: float) -> None:
-        call = self._cut_to_fit(ticket.call)
+        call = ticket.call if ticket.call.least is None else self._cut_to_fit(ticket.call)
         ledger.hold(self.account, call.worst)
         for gate in self.gates:
             gate.bucket.take(gate.asked(call), now)
         self._held_by[ticket.owner] = self._held_by.get(ticket.owner, 0) + call.worst
-        lane = self._lanes.get(call.lane)
+        lane = self._lanes.get(call.lane) if self._lanes else None
         ticket.decision = Reservation(
             next(self._ids),
             self._process,
@@ -414,7 +418,8 @@ class Admission:
 
     def _let_go(self, place: Reservation) -> None:
         """The reservation is over: for its owner, and for its server's slow start if it was never answered."""
-        self._end_probe(place)
+        if place.probes:
+            self._end_probe(place)
         held = self._held_by.get(place.owner, 0) - place.call.worst
         if held > 0:
             self._held_by[place.owner] = held
@@ -422,9 +427,8 @@ class Admission:
             self._held_by.pop(place.owner, None)
 
     def _end_probe(self, place: Reservation) -> None:
-        if place.probes:
-            place.probes = False
-            self._lanes[place.call.lane].server.probing -= 1
+        place.probes = False
+        self._lanes[place.call.lane].server.probing -= 1
 
     def _refuse(self, ticket: Ticket, refusal: BudgetExceeded) -> None:
         self.refused += 1
@@ -471,7 +475,7 @@ class Admission:
             f"{why}. {way_out}",
             limit=wait.limit,
             run=account.name,
-            asked=ticket.call.expected,
+            asked=ticket.call.tokens,
             amount=gate.bucket.rate.amount if gate else account.ceiling or 0,
             spent=account.spent,
             unknown=account.unknown,

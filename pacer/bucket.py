@@ -12,10 +12,11 @@ class Bucket:
     (the ``WaitN`` of Go's x/time/rate would refuse it for ever).
     """
 
-    __slots__ = ("_level", "_stamp", "burst", "rate")
+    __slots__ = ("_level", "_stamp", "burst", "per_second", "rate")
 
     def __init__(self, rate: Rate, burst: float, now: float) -> None:
         self.rate = rate
+        self.per_second = rate.per_second
         self.burst = burst
         self._level = burst
         self._stamp = now
@@ -23,7 +24,7 @@ class Bucket:
     def level(self, now: float) -> float:
         """Tokens at ``now``, negative in debt. A clock that steps back changes nothing."""
         if now > self._stamp:
-            self._level = min(self.burst, self._level + (now - self._stamp) * self.rate.per_second)
+            self._level = min(self.burst, self._level + (now - self._stamp) * self.per_second)
             self._stamp = now
         return self._level
 
@@ -31,7 +32,7 @@ class Bucket:
         """Seconds until ``amount`` may be taken (until the bucket is full, for more than the burst); 0 means now."""
         short = min(amount, self.burst) - self.level(now)
         # A rest below a millionth of a token is rounding: without this a timer could wake a hair early for ever.
-        return short / self.rate.per_second if short > 1e-6 else 0.0
+        return short / self.per_second if short > 1e-6 else 0.0
 
     def take(self, amount: float, now: float) -> None:
         """Take ``amount``; the level may go below zero."""

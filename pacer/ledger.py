@@ -35,13 +35,12 @@ class Account:
         """Whether ``amount`` would not fit even if every open hold came back."""
         return self.ceiling is not None and self.spent + self.unknown + amount > self.ceiling
 
-    def fits(self, amount: int) -> bool:
-        """Whether ``amount`` can be held now."""
-        return self.ceiling is None or self.spent + self.unknown + self.held + amount <= self.ceiling
-
     def takes(self, call: Estimate) -> bool:
         """Whether the call can be held now; one that could never have its worst case, with the least it needs."""
-        return self.fits(call.at_least if self.never_fits(call.worst) else call.worst)
+        if self.ceiling is None:
+            return True
+        room = self.ceiling - self.spent - self.unknown
+        return (call.worst if call.worst <= room else call.at_least) <= room - self.held
 
 
 def hold(account: Account, amount: int) -> None:

@@ -48,7 +48,7 @@ def waiting(ticket: Ticket, run: str) -> Iterator[WaitRecord]:
     attributes: dict[str, str | int] = {
         "pacer.limit": limit,
         "pacer.run": run,
-        "pacer.tokens.asked": call.expected,
+        "pacer.tokens.asked": call.tokens,
         "pacer.queue.position": ticket.position,
         **_model(call),
     }

@@ -31,11 +31,12 @@ class Usage(msgspec.Struct, frozen=True):
     reasoning: int = 0
     total: int = 0
     written: int = 0
+    requests: int = 1
 
     @property
-    def requests(self) -> int:
-        """A call was one request."""
-        return 1
+    def tokens(self) -> int:
+        """What is charged."""
+        return self.total
 
     def __post_init__(self) -> None:
         if self.total < self.input + self.output:
@@ -56,6 +57,7 @@ class Estimate(msgspec.Struct, frozen=True):
     model: str = "unknown"
     server: str = ""
     least: int | None = None
+    requests: int = 1
 
     @property
     def lane(self) -> tuple[str, str]:
@@ -68,18 +70,13 @@ class Estimate(msgspec.Struct, frozen=True):
         return self.worst if self.least is None else self.least
 
     @property
-    def expected(self) -> int:
+    def tokens(self) -> int:
         """Input and output together: what the rate takes."""
         return self.input + self.output
 
-    @property
-    def requests(self) -> int:
-        """A call is one request."""
-        return 1
-
     def asked(self, kind: Kind) -> int:
         """What the call is expected to take of a limit that counts ``kind``."""
-        amount: int = getattr(self, "expected" if kind == "tokens" else kind)
+        amount: int = getattr(self, kind)
         return amount
 
 

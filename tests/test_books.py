@@ -69,8 +69,8 @@ class Books(RuleBasedStateMachine):
             grant(ticket, now)
             assert ticket.call.at_least <= held(ticket) <= ticket.call.worst
             if self.paced:
-                assert self.bucket.at(now) >= min(ticket.call.expected, BURST) - 1e-3
-                self.bucket.change(-ticket.call.expected, now)
+                assert self.bucket.at(now) >= min(ticket.call.tokens, BURST) - 1e-3
+                self.bucket.change(-ticket.call.tokens, now)
             account = admission.account
             assert account.ceiling is None or account.spent + account.unknown + account.held <= account.ceiling
 
@@ -105,8 +105,8 @@ class Books(RuleBasedStateMachine):
         unknown = max(0, held(ticket) - spent) if source == "partial" else 0
         self.spent += spent
         self.unknown += unknown
-        used_of_rate = {"provider": spent, "partial": max(spent, ticket.call.expected), "void": 0}[source]
-        self.bucket.change(ticket.call.expected - used_of_rate, self.engine.clock.now)
+        used_of_rate = {"provider": spent, "partial": max(spent, ticket.call.tokens), "void": 0}[source]
+        self.bucket.change(ticket.call.tokens - used_of_rate, self.engine.clock.now)
         self.engine.settle(ticket, spent, unknown, source)
         self.engine.settle(ticket, 12_345, 678, "provider")
         self._take_note()
@@ -123,7 +123,7 @@ class Books(RuleBasedStateMachine):
         """A caller is cancelled: in the lane, or after the grant and before it sent anything."""
         self.gone.add(id(ticket))
         if self.open_places.pop(id(ticket), None) is not None:
-            self.bucket.change(ticket.call.expected, self.engine.clock.now)
+            self.bucket.change(ticket.call.tokens, self.engine.clock.now)
         self.engine.leave(ticket)
         self._take_note()
 

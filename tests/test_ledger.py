@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pacer.ledger import Account, hold, release, settle
-from pacer.usage import Settlement
+from pacer.usage import Estimate, Settlement
 
 
 def test_a_hold_and_its_settlement_are_seen_at_every_ancestor():
@@ -25,7 +25,7 @@ def test_more_than_was_held_is_booked_all_the_same():
     hold(run, 900)
     settle(run, 900, Settlement(1_500, 0, "provider"))
     assert run.remaining == -500
-    assert not run.fits(0)
+    assert not run.takes(Estimate(0, 0, 0))
 
 
 def test_a_released_hold_leaves_no_trace():
@@ -45,8 +45,8 @@ def test_a_void_call_is_not_counted_as_a_call():
 def test_what_is_only_held_may_come_back_what_is_spent_never_does():
     run = Account("run", 1_000)
     hold(run, 900)
-    assert not run.fits(200)
+    assert not run.takes(Estimate(0, 0, 200))
     assert not run.never_fits(200)
     settle(run, 900, Settlement(900, 0, "provider"))
     assert run.never_fits(200)
-    assert run.fits(100)
+    assert run.takes(Estimate(0, 0, 100))

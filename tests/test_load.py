@@ -61,7 +61,7 @@ class Run:
             self.tickets.append(self.engine.offer(call(size)))
         while self.tickets[-1].decision is None:
             self.engine.advance(60.0)
-        self.grants = [(place_of(ticket).granted_at, ticket.call.expected) for ticket in self.tickets]
+        self.grants = [(place_of(ticket).granted_at, ticket.call.tokens) for ticket in self.tickets]
 
 
 def largest_in_any_window(grants: list[tuple[float, int]], seconds: float) -> int:

@@ -50,7 +50,7 @@ class Driver:
         try:
             while True:
                 match step:
-                    case Send(outgoing):
+                    case Send(outgoing, _):
                         self.sent.append(outgoing)
                         self.in_flight.append(self.pacer.status().in_flight)
                         answer = left.pop(0)

@@ -6,7 +6,7 @@ import ssl
 import time
 from collections.abc import Generator
 from functools import partial
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import msgspec
@@ -42,9 +42,10 @@ _WAIT_IN_BODY = frozenset({gemini.WIRE.provider})
 
 
 class Send(msgspec.Struct, frozen=True):
-    """Hand the request to the network."""
+    """Hand the request of ``library`` to the network."""
 
     request: Request
+    library: ModuleType
 
 
 class BudgetTransport(_Transport):
@@ -76,7 +77,7 @@ class BudgetTransport(_Transport):
             step = next(way)
             while True:
                 try:
-                    result = self._block(step, request)
+                    result = self._block(step)
                 except BaseException as error:
                     step = way.throw(error)
                 else:
@@ -91,7 +92,7 @@ class BudgetTransport(_Transport):
             step = next(way)
             while True:
                 try:
-                    result = await self._await(step, request)
+                    result = await self._await(step)
                 except BaseException as error:
                     step = way.throw(error)
                 else:
@@ -105,7 +106,7 @@ class BudgetTransport(_Transport):
         exchange = Exchange.of(request, library, self._settings, self.pacer.estimator)
         if exchange is None:
             self.pacer.count_unmetered()
-            return (yield Send(request))
+            return (yield Send(request, library))
         try:
             if self._settings.retries and exchange.body is not None:
                 once = partial(self._attempt, exchange, awaits=awaits)
@@ -122,18 +123,18 @@ class BudgetTransport(_Transport):
         try:
             cap = exchange.cap_to_send(place, has_ceiling=self.pacer.has_ceiling)
             outgoing = exchange.outgoing(cap)
-            reports = self._inner.reports_sending(exchange.library)
-            progress = Progress(outgoing, always_reports=reports, awaits=awaits)
+            progress = Progress(outgoing, awaits=awaits)
         except BaseException:
             self.pacer.settle(place, Usage(), "void")
             raise
         try:
             with progress:
-                response = yield Send(outgoing)
+                response = yield Send(outgoing, exchange.library)
             response.extensions["pacer"] = Receipt(place, cap)
             self._meter(response, exchange, place)
         except BaseException as error:
-            if progress.surely_unsent(error, exchange.library):
+            reports = self._inner.reports_sending(exchange.library)
+            if progress.surely_unsent(error, exchange.library, always_reports=reports):
                 self.pacer.settle(place, Usage(), "void")
             else:
                 self.pacer.settle(place, Usage(place.call.input), "partial")
@@ -171,10 +172,9 @@ class BudgetTransport(_Transport):
         else:
             response.stream = metered(response.stream, reading, exchange.library)
 
-    def _block(self, step: object, request: Request) -> Any:
+    def _block(self, step: object) -> Any:
         match step:
-            case Send(outgoing):
-                library = library_of(request)
+            case Send(outgoing, library):
                 return self._inner.transport(library, outgoing.url, awaits=False).handle_request(outgoing)
             case Park(store, ticket):
                 seat = parking.ThreadSeat(store.tick)
@@ -188,10 +188,9 @@ class BudgetTransport(_Transport):
                 return response.close()
         raise AssertionError(f"no such step: {step!r}")
 
-    async def _await(self, step: object, request: Request) -> Any:
+    async def _await(self, step: object) -> Any:
         match step:
-            case Send(outgoing):
-                library = library_of(request)
+            case Send(outgoing, library):
                 transport = self._inner.transport(library, outgoing.url, awaits=True)
                 return await transport.handle_async_request(outgoing)
             case Park(store, ticket):

@@ -12,16 +12,15 @@ class Progress:
     """How far a request got, as httpcore tells through the ``trace`` extension while this context is open.
 
     The caller's own trace function is called as before; the request gets its own extensions back.
-    ``always_reports``: the transport below is known to tell, so that silence means that nothing was sent.
     """
 
     __slots__ = ("_awaits", "_extensions", "_reports", "_request", "_sent", "_theirs")
 
-    def __init__(self, request: Request, *, always_reports: bool, awaits: bool) -> None:
+    def __init__(self, request: Request, *, awaits: bool) -> None:
         self._request = request
         self._extensions = request.extensions
         self._theirs = self._extensions.get("trace")
-        self._reports = always_reports
+        self._reports = False
         self._awaits = awaits
         self._sent = False
 
@@ -31,11 +30,14 @@ class Progress:
     def __exit__(self, *exc_info: object) -> None:
         self._request.extensions = self._extensions
 
-    def surely_unsent(self, error: BaseException, library: ModuleType) -> bool:
-        """Whether no byte of the body can have reached the provider."""
+    def surely_unsent(self, error: BaseException, library: ModuleType, *, always_reports: bool) -> bool:
+        """Whether no byte of the body can have reached the provider.
+
+        ``always_reports``: the transport below is known to tell, so that silence means that nothing was sent.
+        """
         if isinstance(error, library.ConnectError | library.ConnectTimeout | library.PoolTimeout):
             return True
-        return self._reports and not self._sent
+        return (self._reports or always_reports) and not self._sent
 
     def _note(self, name: str, info: dict[str, Any]) -> None:
         self._take(name, info)

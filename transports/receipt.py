@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from pacer.admission import Reservation
 from pacer.usage import Source
 
 
-class Receipt:
-    """What became of an admitted call: ``response.extensions["pacer"]``. Tokens; complete when the body has ended."""
+class Receipt(msgspec.Struct, frozen=True):
+    """What became of an admitted call: ``response.extensions["pacer"]``. Tokens; complete when the body has ended.
 
-    def __init__(self, place: Reservation, output_cap: int | None) -> None:
-        self._place = place
-        self.output_cap = output_cap
-        """The output cap that went out in place of the caller's, or where there was none; ``None`` if untouched."""
+    ``output_cap`` is the cap that went out in place of the caller's, or where there was none; ``None`` if untouched.
+    """
+
+    _place: Reservation
+    output_cap: int | None
 
     @property
     def waited_seconds(self) -> float:
@@ -32,7 +35,7 @@ class Receipt:
     @property
     def paced(self) -> int:
         """The tokens that its admission took from the rate; the difference to the usage comes back at the end."""
-        return self._place.call.expected
+        return self._place.call.tokens
 
     @property
     def reserved(self) -> int:

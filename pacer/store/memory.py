@@ -32,11 +32,21 @@ class _Books:
 
     def __enter__(self) -> float:
         """Seconds on the store's clock, as of now."""
-        return self._store._open()
+        store = self._store
+        store._lock.acquire()
+        try:
+            now = store._clock()
+            if store._posts:
+                store._do_posted(now)
+        except BaseException:
+            store._lock.release()
+            raise
+        return now
 
     def __exit__(self, *exc_info: object) -> None:
         self._store._close()
-        self._store._work_off()
+        if self._store._posts:
+            self._store._work_off()
 
 
 class MemoryStore:
@@ -104,16 +114,6 @@ class MemoryStore:
         with self._books as now:
             return self._admission.status(now)
 
-    def _open(self) -> float:
-        self._lock.acquire()
-        try:
-            now = self._clock()
-            self._do_posted(now)
-        except BaseException:
-            self._lock.release()
-            raise
-        return now
-
     def _work_off(self) -> None:
         """Do what is posted; if the lock is taken, its holder looks here again after letting go of it."""
         while self._posts and self._lock.acquire(blocking=False):
@@ -141,10 +141,10 @@ class MemoryStore:
         decided: list[Ticket] = []
         timer = None
         try:
-            if self._posts or self._decided or self._admission.waiting:
-                now = self._clock()
-                self._do_posted(now)
-                decided, timer = self._decide_and_arm(now)
+            if self._posts:
+                self._do_posted(self._clock())
+            if self._decided or self._admission.waiting:
+                decided, timer = self._decide_and_arm(self._clock())
         finally:
             self._lock.release()
         if timer is not None:

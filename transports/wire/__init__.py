@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from transports.wire import (
     anthropic,
@@ -45,13 +46,15 @@ def recognise(method: str, path: str, body: bytes | None, headers: Mapping[str, 
     """The wire format of a request, ``None`` when it is no model call. ``body`` is ``None`` if it cannot be read."""
     if method != "POST":
         return None
-    for wire in FAMILIES:
-        if _matches(wire, path, body):
+    for wire in _families_of(path):
+        if wire.only_if is None or wire.only_if(path, body):
             return wire
     return generic.WIRE if generic.looks_like_a_model_call(path, body, headers) else None
 
 
-def _matches(wire: Wire, path: str, body: bytes | None) -> bool:
-    if not path.endswith(wire.path_end) or "/threads/" in path:  # those hold messages, they do not answer them
-        return False
-    return wire.only_if is None or wire.only_if(path, body)
+@lru_cache(maxsize=256)
+def _families_of(path: str) -> tuple[Wire, ...]:
+    """The families whose calls may have this path."""
+    if "/threads/" in path:  # those hold messages, they do not answer them
+        return ()
+    return tuple(wire for wire in FAMILIES if path.endswith(wire.path_end))

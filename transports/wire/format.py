@@ -90,10 +90,11 @@ def edited(body: bytes | msgspec.Raw, edits: Mapping[Path, object]) -> bytes | N
 
 def call(model: object, *caps: tuple[Path, object], choices: object = None) -> Call:
     """What most requests say: the model, the first of the ``caps`` that is declared, and the number of choices."""
-    found = Call(named(model), choices=count(choices), cap_at=caps[0][0])
+    found = Call(named(model), cap_at=caps[0][0])
+    if choices is not None:
+        found.choices = count(choices)
     for path, declared in caps:
-        cap = tokens(declared)
-        if cap:
+        if declared is not None and (cap := tokens(declared)):
             found.output_cap, found.cap_at = min(cap, LARGEST_CAP), path
             break
     return found

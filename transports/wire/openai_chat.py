@@ -50,15 +50,14 @@ def _read_request(body: bytes) -> f.Call:
         (("max_tokens",), said.max_tokens),
         choices=said.n,
     )
-    call.usage_at = usage_switch(said.stream, said.stream_options)
+    if said.stream is True:
+        call.usage_at = usage_switch(said.stream_options)
     return call
 
 
-def usage_switch(stream: object, options: object) -> f.Path | None:
-    """Where a stream is told to report its usage; ``None`` if it is no stream or was told already."""
-    if stream is not True or f.inside(options, "include_usage") is True:
-        return None
-    return ("stream_options", "include_usage")
+def usage_switch(options: object) -> f.Path | None:
+    """Where a stream is told to report its usage; ``None`` if it was told already."""
+    return None if f.inside(options, "include_usage") is True else ("stream_options", "include_usage")
 
 
 def read_event(data: bytes, tally: f.Tally) -> bool:
@@ -98,7 +97,8 @@ def usage(said: dict[str, object]) -> Usage | None:
     if prompt is None or completion is None or total is None or prompt + completion + total == 0:
         return None
     cached = f.nested(said, "prompt_tokens_details", "cached_tokens")
-    cached = cached or f.tokens(said.get("prompt_cache_hit_tokens")) or 0  # DeepSeek's name for it
+    if not cached and "prompt_cache_hit_tokens" in said:  # DeepSeek's name for it
+        cached = f.tokens(said["prompt_cache_hit_tokens"]) or 0
     # xAI counts reasoning outside completion_tokens but inside the total; the larger one is charged.
     reasoning = f.nested(said, "completion_tokens_details", "reasoning_tokens")
     return Usage(prompt, completion, min(prompt, cached), reasoning, total)

@@ -37,7 +37,8 @@ def _read_completion(body: bytes) -> f.Call:
     if call.output_cap is None:
         call.output_cap = DEFAULT_MAX_TOKENS
     call.choices = _prompts(said.prompt) * max(call.choices, f.count(said.best_of))
-    call.usage_at = chat.usage_switch(said.stream, said.stream_options)
+    if said.stream is True:
+        call.usage_at = chat.usage_switch(said.stream_options)
     return call
 
 
