@@ -135,17 +135,17 @@ class Admission:
     def offer(self, call: Estimate, owner: object, now: float) -> Ticket:
         """Decide on a new call: granted or refused at once, or placed at the end of the lane."""
         deadline = None if self.max_wait is None else now + self.max_wait
-        bound = call.at_least + self._held_by.get(owner, 0)
-        ticket = Ticket(next(self._numbers), call, owner, bound, now, deadline)
-        answer = self._answer(ticket, now)
-        if answer is None:
+        owned = self._held_by.get(owner, 0)
+        ticket = Ticket(next(self._numbers), call, owner, call.least + owned, now, deadline)
+        wait = self._wait_behind_others(call, now) if self.waiting else self._wait_of(call, now)
+        if wait is None:
             self._grant(ticket, now)
-        elif isinstance(answer, BudgetExceeded):
-            self._refuse(ticket, answer)
-        elif not self.may_wait or (self.max_wait is not None and (answer.seconds or 0.0) > self.max_wait):
-            self._refuse(ticket, self._too_long(ticket, answer))
+        elif (node := self._closed_to(ticket.bound)) is not None:
+            self._refuse(ticket, self._ceiling_reached(ticket, node))
+        elif not self.may_wait or (self.max_wait is not None and (wait.seconds or 0.0) > self.max_wait):
+            self._refuse(ticket, self._too_long(ticket, wait))
         else:
-            self._queue(ticket, answer)
+            self._queue(ticket, wait)
         return ticket
 
     def pump(self, now: float) -> list[Ticket]:
@@ -183,8 +183,9 @@ class Admission:
         """The caller has gone: out of the lane without a trace, or everything back that was just granted."""
         if self._is_queued(ticket):
             self._unqueue(ticket, now)
-        elif isinstance(ticket.decision, Reservation) and self._is_open(ticket.decision):
-            place = ticket.decision
+        elif isinstance(place := ticket.decision, Reservation):
+            if place.settlement is not None or place.process != self._process:
+                return
             place.settlement = Settlement(0, 0, "void")
             ledger.release(place.account, place.call.worst)
             self._let_go(place)
@@ -196,7 +197,7 @@ class Admission:
 
         Where the bill is not known, the buckets keep at least what was expected.
         """
-        if not self._is_open(place):
+        if place.settlement is not None or place.process != self._process:
             return
         place.settlement = settlement
         place.settled_at = now
@@ -264,34 +265,24 @@ class Admission:
             **self.oddities,
         )
 
-    def _is_open(self, place: Reservation) -> bool:
-        return place.settlement is None and place.process == self._process
-
     def _is_late(self, ticket: Ticket, wait: Wait, now: float) -> bool:
         if ticket.deadline is None:
             return False
         return now >= ticket.deadline if wait.seconds is None else now + wait.seconds > ticket.deadline
 
-    def _answer(self, ticket: Ticket, now: float) -> Wait | BudgetExceeded | None:
-        """The answer to a newcomer, who also waits for everybody in line before it."""
-        node = self._closed_to(ticket.bound)
-        if node is not None:
-            return self._ceiling_reached(ticket, node)
-        before = self._lanes_before(ticket.call, now) if self.waiting else []
-        return self._behind(before, ticket.call, now) if before else self._wait_of(ticket.call, now)
-
-    def _lanes_before(self, call: Estimate, now: float) -> list[_Lane]:
-        """Those in which somebody waits who goes before the call."""
-        return [
+    def _wait_behind_others(self, call: Estimate, now: float) -> Wait | None:
+        """What a newcomer waits for, who lets everybody go first that stands before it."""
+        before = [
             lane
             for key, lane in self._lanes.items()
             if lane.line and (key == call.lane or lane.server.wait(now) is None)
         ]
+        return self._behind(before, call, now) if before else self._wait_of(call, now)
 
     def _closed_to(self, amount: int) -> Account | None:
         """The account that can never hold ``amount``, however long one waits."""
         for node in self.account.path:
-            if node.never_fits(amount):
+            if node.ceiling is not None and node.never_fits(amount):
                 return node
         return None
 
@@ -323,7 +314,7 @@ class Admission:
     def _decide(self, call: Estimate, now: float) -> Wait | None:
         """Whether the call may go now, over all accounts and all buckets at once."""
         for node in self.account.path:
-            if not node.takes(call):
+            if node.ceiling is not None and not node.takes(call):
                 return Wait("ceiling", None)
         longest: Wait | None = None
         for gate in self.gates:
@@ -392,7 +383,7 @@ class Admission:
             self._lanes.pop(key, None)
 
     def _grant(self, ticket: Ticket, now: float) -> None:
-        call = ticket.call if ticket.call.least is None else self._cut_to_fit(ticket.call)
+        call = self._cut_to_fit(ticket.call)
         ledger.hold(self.account, call.worst)
         for gate in self.gates:
             gate.bucket.take(gate.asked(call), now)
@@ -412,7 +403,7 @@ class Admission:
     def _cut_to_fit(self, call: Estimate) -> Estimate:
         """The call with the worst case that there is room for."""
         for node in self.account.path:
-            if (room := node.remaining) is not None and room < call.worst:
+            if node.ceiling is not None and (room := node.remaining) is not None and room < call.worst:
                 call = replace(call, worst=room)
         return call
 
@@ -435,7 +426,7 @@ class Admission:
         ticket.decision = refusal
 
     def _ceiling_reached(self, ticket: Ticket, node: Account) -> CeilingReached:
-        if node.never_fits(ticket.call.at_least):
+        if node.never_fits(ticket.call.least):
             why = ", and waiting cannot help"
         elif node.never_fits(ticket.bound):
             why = " beside the answers that its own task still holds open: read or close those first"

@@ -36,7 +36,9 @@ class Bucket:
 
     def take(self, amount: float, now: float) -> None:
         """Take ``amount``; the level may go below zero."""
-        self._level = self.level(now) - amount
+        if now > self._stamp:
+            self.level(now)
+        self._level -= amount
 
     def give_back(self, amount: float, now: float) -> None:
         """Return what a call did not use, at most up to the burst; a negative ``amount`` becomes debt."""

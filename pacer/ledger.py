@@ -40,7 +40,7 @@ class Account:
         if self.ceiling is None:
             return True
         room = self.ceiling - self.spent - self.unknown
-        return (call.worst if call.worst <= room else call.at_least) <= room - self.held
+        return (call.worst if call.worst <= room else call.least) <= room - self.held
 
 
 def hold(account: Account, amount: int) -> None:

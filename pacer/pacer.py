@@ -72,8 +72,8 @@ class Pacer:
             return
         unknown = 0
         if source in ("estimate", "partial") and self.settings.unknown == "worst":
-            unknown = max(0, place.call.worst - usage.total)
-        settlement = Settlement(usage.total, unknown, source)
+            unknown = max(0, place.call.worst - usage.tokens)
+        settlement = Settlement(usage.tokens, unknown, source)
         self._store.settle(place, usage, settlement)
         telemetry.settled(usage, settlement, self.run)
 

@@ -138,12 +138,13 @@ class TrioSeat:
 
 def owner() -> object:
     """Who runs now: the task of asyncio or trio, else the thread."""
-    if _running_loop() is not None:
+    try:
         return asyncio.current_task()
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_task():
-        return trio.lowlevel.current_task()
-    return threading.get_ident()
+    except RuntimeError:  # no loop of asyncio runs here
+        trio = sys.modules.get("trio")
+        if trio is not None and trio.lowlevel.in_trio_task():
+            return trio.lowlevel.current_task()
+        return threading.get_ident()
 
 
 def async_seat(tick: Tick) -> AsyncSeat:

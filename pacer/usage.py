@@ -22,32 +22,28 @@ class Usage(msgspec.Struct, frozen=True):
     """Tokens of one call after it ended. ``cached`` (read from a cache) and ``written`` (to it) are parts of ``input``,
     ``reasoning`` is a part of ``output``.
 
-    ``total`` is what is charged; it is at least ``input + output`` and larger where the provider's total says so.
+    ``tokens`` is what is charged; it is at least ``input + output`` and larger where the provider's total says so.
     """
 
     input: int = 0
     output: int = 0
     cached: int = 0
     reasoning: int = 0
-    total: int = 0
+    tokens: int = 0
     written: int = 0
     requests: int = 1
 
-    @property
-    def tokens(self) -> int:
-        """What is charged."""
-        return self.total
-
     def __post_init__(self) -> None:
-        if self.total < self.input + self.output:
-            msgspec.structs.force_setattr(self, "total", self.input + self.output)
+        if self.tokens < self.input + self.output:
+            msgspec.structs.force_setattr(self, "tokens", self.input + self.output)
 
 
 class Estimate(msgspec.Struct, frozen=True):
     """What one call is thought to cost, in tokens, before it is sent.
 
     ``input`` and ``output`` are what is expected (the rate's side); ``worst`` is the upper bound for the ceiling.
-    ``least`` is how far a lower output cap may bring the worst case down, ``None`` if the cap is not ours to lower.
+    ``least`` is how far a lower output cap may bring the worst case down: to ``worst`` if the cap is not ours to lower.
+    ``tokens`` is input and output together.
     """
 
     input: int
@@ -56,23 +52,19 @@ class Estimate(msgspec.Struct, frozen=True):
     provider: str = "unknown"
     model: str = "unknown"
     server: str = ""
-    least: int | None = None
+    least: int = -1
+    tokens: int = 0
     requests: int = 1
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "tokens", self.input + self.output)
+        if self.least < 0:
+            msgspec.structs.force_setattr(self, "least", self.worst)
 
     @property
     def lane(self) -> tuple[str, str]:
         """Whose line it stands in: providers limit each model of theirs by itself."""
         return self.server, self.model
-
-    @property
-    def at_least(self) -> int:
-        """What must fit under the ceiling for the call to go at all."""
-        return self.worst if self.least is None else self.least
-
-    @property
-    def tokens(self) -> int:
-        """Input and output together: what the rate takes."""
-        return self.input + self.output
 
     def asked(self, kind: Kind) -> int:
         """What the call is expected to take of a limit that counts ``kind``."""

@@ -65,7 +65,7 @@ class Engine:
 
     def settle(self, ticket: Ticket, spent: int, unknown: int = 0, source: Source = "provider") -> None:
         """End the reservation of a granted ticket."""
-        self.store.settle(place_of(ticket), Usage(total=spent), Settlement(spent, unknown, source))
+        self.store.settle(place_of(ticket), Usage(tokens=spent), Settlement(spent, unknown, source))
 
     def answer(self, ticket: Ticket, status: int = 200, pause: float | None = None) -> None:
         """The server answers a granted call."""
@@ -87,7 +87,7 @@ class Engine:
         self.clock.now = until
 
 
-def call(worst: int, expected: int | None = None, *, model: str = "m", least: int | None = None) -> Estimate:
+def call(worst: int, expected: int | None = None, *, model: str = "m", least: int = -1) -> Estimate:
     """A call that holds ``worst`` and takes ``expected`` (the same unless said) from the rate."""
     return Estimate(input=worst if expected is None else expected, output=0, worst=worst, model=model, least=least)
 

@@ -67,7 +67,7 @@ class Books(RuleBasedStateMachine):
 
         def checked(ticket: Ticket, now: float) -> None:
             grant(ticket, now)
-            assert ticket.call.at_least <= held(ticket) <= ticket.call.worst
+            assert ticket.call.least <= held(ticket) <= ticket.call.worst
             if self.paced:
                 assert self.bucket.at(now) >= min(ticket.call.tokens, BURST) - 1e-3
                 self.bucket.change(-ticket.call.tokens, now)
@@ -87,7 +87,7 @@ class Books(RuleBasedStateMachine):
     def offer(self, worst: int, share: float, owner: int, least: float | None, model: str) -> Ticket:
         own = sum(held(t) for t in self.open_places.values() if t.owner == owner)
         bound = worst if least is None else int(worst * least)
-        asked = call(worst, max(1, int(worst * share)), model=model, least=None if least is None else bound)
+        asked = call(worst, max(1, int(worst * share)), model=model, least=bound)
         ticket = self.engine.offer(asked, owner)
         self.everyone.append(ticket)
         hopeless = self._overdrawn_by(own + bound)

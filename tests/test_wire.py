@@ -253,7 +253,7 @@ def test_usage_is_not_asked_for_where_it_comes_anyway(said):
     [
         (CHAT, {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 30}, Usage(20, 10)),
         (CHAT, {"prompt_tokens": 20.0, "completion_tokens": 10.0}, Usage(20, 10)),
-        (CHAT, {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 90}, Usage(20, 10, total=90)),  # xAI
+        (CHAT, {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 90}, Usage(20, 10, tokens=90)),  # xAI
         (CHAT, {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 3}, Usage(20, 10)),
         (
             CHAT,
@@ -285,7 +285,7 @@ def test_usage_is_not_asked_for_where_it_comes_anyway(said):
         (CLAUDE, {"input_tokens": 20, "output_tokens": 10, "cache_read_input_tokens": None}, Usage(20, 10)),
         (OTHER, {"prompt_tokens": 20, "total_tokens": 20}, Usage(20)),  # embeddings
         (OTHER, {"input_tokens": 20, "output_tokens": 10, "total_tokens": 30}, Usage(20, 10)),  # Responses
-        (OTHER, {"input_tokens": 20, "output_tokens": 10, "total_tokens": 90}, Usage(20, 10, total=90)),
+        (OTHER, {"input_tokens": 20, "output_tokens": 10, "total_tokens": 90}, Usage(20, 10, tokens=90)),
     ],
     ids=named,
 )
@@ -351,7 +351,9 @@ NAMES = st.sampled_from(
 def test_no_usage_crashes_or_is_free(wire, said):
     """Whatever a provider reports, it is a positive number of tokens or it is missing."""
     usage = wire.usage(said)
-    assert usage is None or (type(usage.total) is int and usage.total > 0 and usage.total >= usage.input + usage.output)
+    assert usage is None or (
+        type(usage.tokens) is int and usage.tokens > 0 and usage.tokens >= usage.input + usage.output
+    )
 
 
 @pytest.mark.parametrize("wire", WIRES, ids=named)
@@ -475,7 +477,7 @@ GEMINI_USAGE: dict[str, object] = {
 
 
 def test_gemini_thinking_and_tools_are_beside_and_cached_content_is_inside():
-    assert GEMINI.usage(GEMINI_USAGE) == Usage(23, 17, cached=5, reasoning=7, total=40)
+    assert GEMINI.usage(GEMINI_USAGE) == Usage(23, 17, cached=5, reasoning=7, tokens=40)
     assert GEMINI.usage({"promptTokenCount": 20, "candidatesTokenCount": 10}) == Usage(20, 10)
 
 

@@ -121,7 +121,9 @@ class BudgetTransport(_Transport):
         """One try: a place, the network, and a meter on the answer."""
         place = yield from self.pacer.admit(exchange.estimate)
         try:
-            cap = exchange.cap_to_send(place, has_ceiling=self.pacer.has_ceiling)
+            cap = None
+            if place.call is not exchange.estimate or (exchange.injects and self.pacer.has_ceiling):
+                cap = exchange.cap_to_send(place.call.worst)
             outgoing = exchange.outgoing(cap)
             progress = Progress(outgoing, awaits=awaits)
         except BaseException:

@@ -8,7 +8,6 @@ from typing import Self
 import msgspec
 
 from pacer import estimate
-from pacer.admission import Reservation
 from pacer.estimate import Estimator, Measure
 from pacer.settings import Settings
 from pacer.usage import Estimate
@@ -46,18 +45,16 @@ class Exchange(msgspec.Struct):
         measure = estimate.measure(body) if body is not None else None
         expected_input, safe_input = estimator.input(call.model, measure or _measure_of_unread(request))
         expected_output, cap = estimator.output(call.model, call.output_cap, call.choices)
-        least = None
+        least = -1
         if call.cap_at is not None:
             least = safe_input + min(cap, max(expected_output, call.least_cap * call.choices))
         estimated = Estimate(expected_input, expected_output, safe_input + cap, wire.provider, call.model, host, least)
-        injects = least is not None and call.output_cap is None
+        injects = call.cap_at is not None and call.output_cap is None
         return cls(request, library, body, wire, call, estimated, safe_input, measure, injects)
 
-    def cap_to_send(self, place: Reservation, *, has_ceiling: bool) -> int | None:
-        """The output cap to write into the request: a lowered one, or one where the caller gave none."""
-        if place.call.worst == self.estimate.worst and not (self.injects and has_ceiling):
-            return None
-        return (place.call.worst - self.safe_input) // self.call.choices
+    def cap_to_send(self, worst: int) -> int:
+        """The output cap to write into the request, so that its worst case is no more than ``worst``."""
+        return (worst - self.safe_input) // self.call.choices
 
     def outgoing(self, cap: int | None) -> Request:
         """The request with ``cap`` and the switch for usage that it shall go out with; as it came, if with none."""

@@ -159,7 +159,7 @@ class Meter:
             self._give_up(error)
             return None
         limit = UNBELIEVABLE_FACTOR * self.place.call.worst
-        return usage if usage is not None and usage.total <= limit else None
+        return usage if usage is not None and usage.tokens <= limit else None
 
 
 class HidingMeter(Meter):

@@ -120,8 +120,9 @@ class MemoryStore:
             self._close()
 
     def _do_posted(self, now: float) -> None:
-        while self._posts:
-            do, arguments = self._posts.popleft()
+        posts = self._posts
+        while posts:
+            do, arguments = posts.popleft()
             do(*arguments, now)
 
     def _decide_and_arm(self, now: float) -> tuple[list[Ticket], tuple[Seat, float] | None]:

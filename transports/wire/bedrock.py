@@ -114,7 +114,7 @@ def _usage(said: dict[str, object]) -> Usage | None:
     read, written, total = rest
     if total != given + output:  # else the cached part is inside: some models count it so
         given += read + written
-    return Usage(given, output, min(read, given), total=total, written=written)
+    return Usage(given, output, min(read, given), tokens=total, written=written)
 
 
 CONVERSE = f.Wire(

@@ -92,7 +92,7 @@ def _usage(said: dict[str, object]) -> Usage | None:
         if name in said:
             return wire.usage(said)
     usage, total = anthropic.WIRE.usage(said), f.tokens(said.get("total_tokens", 0))
-    return None if usage is None or total is None else replace(usage, total=max(usage.total, total))
+    return None if usage is None or total is None else replace(usage, tokens=max(usage.tokens, total))
 
 
 _KNOWN_BY = {
