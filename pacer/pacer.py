@@ -10,7 +10,7 @@ from typing import Unpack
 from pacer import flow, settings, telemetry
 from pacer.admission import Admission, Gate, Reservation, gate
 from pacer.errors import LimitsConflict
-from pacer.estimate import Estimator
+from pacer.estimate import Estimator, Learned
 from pacer.ledger import Account
 from pacer.settings import Settings, SettingsInput
 from pacer.smoothing import Smoothing
@@ -63,16 +63,17 @@ class Pacer:
         if word is not None or status >= 400 or place.probes:
             self._store.answered(place, status, word)
 
-    def settle(self, place: Reservation, usage: Usage, source: Source) -> None:
-        """End a reservation, once. From a source other than the provider the rest of the worst case becomes unknown.
+    def settle(self, place: Reservation, usage: Usage, source: Source, likely: int = 0) -> None:
+        """End a reservation, once. From a source other than the provider the rest of the worst case becomes unknown, or
+        with ``unknown=seen`` only the ``likely`` tokens: those that were counted but may not be on the bill.
 
         Safe in any thread and inside a garbage collection.
         """
         if place.settlement is not None:
             return
         unknown = 0
-        if source in ("estimate", "partial") and self.settings.unknown == "worst":
-            unknown = max(0, place.call.worst - usage.total)
+        if source in ("estimate", "partial"):
+            unknown = max(0, place.call.worst - usage.total) if self.settings.unknown == "worst" else likely
         settlement = Settlement(usage.total, unknown, source)
         self._store.settle(place, usage, settlement)
         telemetry.settled(usage, settlement, self.run)
@@ -90,6 +91,10 @@ class Pacer:
         """A provider answered with an error status; the call was not charged."""
         self._store.count("failed")
         telemetry.uncharged("provider_error", self.run)
+
+    def learned(self) -> tuple[Learned, ...]:
+        """What the calls so far have taught about each model, the one heard of last at the end."""
+        return self.estimator.learned()
 
     def set_ceiling(self, ceiling: int | None) -> None:
         """Change the ceiling at once: raising wakes waiters, lowering refuses the hopeless; spending stays."""

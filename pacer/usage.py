@@ -40,6 +40,7 @@ class Estimate:
 
     ``input`` and ``output`` are what is expected (the rate's side); ``worst`` is the upper bound for the ceiling.
     ``least`` is how far a lower output cap may bring the worst case down, ``None`` if the cap is not ours to lower.
+    ``least_input`` is what of the input is on the bill for sure once the call was sent.
     """
 
     input: int
@@ -49,6 +50,12 @@ class Estimate:
     model: str = "unknown"
     server: str = ""
     least: int | None = None
+    least_input: int = 0
+
+    @property
+    def likely_input(self) -> int:
+        """What of the input is likely on the bill beyond ``least_input``."""
+        return self.input - self.least_input
 
     @property
     def lane(self) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import transports
 from pacer import Pacer, settings
 from pacer.admission import Reservation
 from pacer.errors import BudgetExceeded, LimitsConflict, SettingsError
+from pacer.estimate import measure
 from pacer.pacer import join
 from pacer.usage import Estimate, Usage
 from tests.engine import Clock
@@ -47,6 +48,23 @@ def test_the_status_tells_spent_unknown_and_held_apart():
     assert (status.in_flight, status.waiting, status.calls) == (1, 0, 2)
     budget.settle(open_place, Usage(), "void")
     assert budget.status().held == 0
+
+
+def test_where_only_what_was_seen_is_wanted_the_likely_rest_is_unknown():
+    """The worst case is left out; what was counted is not, though it may not be on the bill."""
+    budget = Pacer(unknown="seen")
+    budget.settle(admitted(budget, 100), Usage(20), "partial", likely=30)
+    budget.settle(admitted(budget, 100), Usage(20), "provider", likely=30)
+    status = budget.status()
+    assert (status.spent, status.unknown) == (40, 30)
+
+
+def test_what_was_learned_can_be_looked_at():
+    budget = Pacer()
+    assert budget.learned() == ()
+    budget.estimator.learn("m", "chat", measure(b"hello"), Usage(9, 5))
+    (known,) = budget.learned()
+    assert (known.model, known.calls, known.outputs["chat"].expected) == ("m", 1, 5)
 
 
 def test_a_second_settlement_changes_nothing():
