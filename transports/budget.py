@@ -207,7 +207,7 @@ class BudgetTransport(_Transport):
             if progress.surely_unsent(error, exchange.library):
                 self.pacer.settle(place, Usage(), "void")
             else:
-                self.pacer.settle(place, Usage(place.call.input), "partial")
+                self.pacer.settle(place, Usage(place.call.least_input), "partial", place.call.likely_input)
             raise
 
     def _metered(self, response: Response, exchange: _Exchange, place: Reservation) -> Response:
@@ -220,7 +220,7 @@ class BudgetTransport(_Transport):
             listener = Listener(self.pacer, place, status, headers.get(b"content-encoding", b""))
             response.stream = metered(response.stream, listener, exchange.library)
         if status in (408, 409, 499):
-            self.pacer.settle(place, Usage(place.call.input), "partial")
+            self.pacer.settle(place, Usage(place.call.least_input), "partial", place.call.likely_input)
         elif not 200 <= status < 300:
             self.pacer.settle(place, Usage(), "void")
             if status >= 400:
@@ -233,7 +233,14 @@ class BudgetTransport(_Transport):
         self, response: Response, headers: dict[bytes, bytes], exchange: _Exchange, place: Reservation
     ) -> None:
         hides_usage = exchange.call.usage_at is not None
-        meter = Meter(self.pacer, place, exchange.wire, exchange.measure, hides_usage=hides_usage)
+        meter = Meter(
+            self.pacer,
+            place,
+            exchange.wire,
+            exchange.measure,
+            choices=exchange.call.choices,
+            hides_usage=hides_usage,
+        )
         content_type = headers.get(b"content-type", b"")
         if response.is_stream_consumed:  # read already: no byte will pass the meter
             meter.expect(content_type, b"")
@@ -259,15 +266,22 @@ class BudgetTransport(_Transport):
         if _is_signed(request):
             call.usage_at = call.cap_at = None
         measure = estimate.measure(body) if body is not None else None
-        expected_input, safe_input = self.pacer.estimator.input(
+        least_input, expected_input, safe_input = self.pacer.estimator.input(
             call.model, measure or estimate.measure_of_size(_declared_size(request.headers.get("content-length")))
         )
-        expected_output, cap = self.pacer.estimator.output(call.model, call.output_cap, call.choices)
+        expected_output, cap = self.pacer.estimator.output(call.model, wire.endpoint, call.output_cap, call.choices)
         least = None
         if call.cap_at is not None and self._may_lower(call):
             least = safe_input + min(cap, max(expected_output, call.least_cap * call.choices))
         estimated = Estimate(
-            expected_input, expected_output, safe_input + cap, wire.provider, call.model, host, least=least
+            expected_input,
+            expected_output,
+            safe_input + cap,
+            wire.provider,
+            call.model,
+            host,
+            least=least,
+            least_input=least_input,
         )
         return _Exchange(request, body, library, wire, call, estimated, safe_input, measure)
 

@@ -37,12 +37,13 @@ class Meter:
     """
 
     def __init__(
-        self, pacer: Pacer, place: Reservation, wire: Wire, measure: Measure | None, *, hides_usage: bool
+        self, pacer: Pacer, place: Reservation, wire: Wire, measure: Measure | None, *, choices: int, hides_usage: bool
     ) -> None:
         self.pacer = pacer
         self.place = place
         self.wire = wire
         self.measure = measure
+        self._choices = choices
         self.ended = False
         self._hides_usage = hides_usage
         self._tally = Tally()
@@ -142,12 +143,14 @@ class Meter:
         if usage is not None and self._tally.final:
             self.pacer.settle(self.place, usage, "provider")
             if self.measure is not None:
-                self.pacer.estimator.learn(self.place.call.model, self.measure, usage)
+                model, endpoint = self.place.call.model, self.wire.endpoint
+                self.pacer.estimator.learn(model, endpoint, self.measure, usage, self._choices)
             return
-        seen = usage or Usage(self.place.call.input)
+        seen = usage or Usage(self.place.call.least_input)
+        likely = 0 if usage is not None else self.place.call.likely_input
         # Usage in the middle of a stream may lag behind its text: the larger of both was produced.
         seen = Usage(seen.input, max(seen.output, self._tally.seen_output), seen.cached)
-        self.pacer.settle(self.place, seen, "estimate" if whole else "partial")
+        self.pacer.settle(self.place, seen, "estimate" if whole else "partial", likely)
 
     def _reported(self) -> Usage | None:
         """The usage reported so far, if it can be believed."""
