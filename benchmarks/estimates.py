@@ -1,4 +1,4 @@
-"""How far the input estimate is off, on a mixed trace and three made-up tokenisers, beside bytes / 4."""
+"""How far the input estimate is off, on a mixed trace and three made-up tokenisers, beside bytes / 4; what it takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import re
 import statistics
 import string
 import subprocess
+import timeit
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 from pacer.estimate import Estimator, measure
 from pacer.usage import Usage
@@ -82,30 +85,76 @@ _PROSE = " ".join(
 KINDS = (prose, code, records, chinese, encoded)
 
 
-def errors() -> tuple[list[float], list[float], list[float], float]:
-    """Relative errors when cold, after fifty calls, and of bytes / 4; the share of calls above the safe estimate."""
-    rng = random.Random(20)
+class Errors(NamedTuple):
+    """Relative errors when cold, after fifty calls a model, and of bytes / 4; shares of calls outside the bounds."""
+
+    cold: list[float]
+    warm: list[float]
+    naive: list[float]
+    above_safe: float
+    below_least: float
+
+
+def errors(seed: int = 20) -> Errors:
+    rng = random.Random(seed)
     estimator = Estimator()
-    cold, warm, naive, under = [], [], [], 0
+    cold, warm, naive = list[float](), list[float](), list[float]()
+    above = below = 0
     for number in range(CALLS * len(TOKENISERS)):
         name = rng.choice(list(TOKENISERS))
         text = "\n".join(rng.choice(KINDS)(rng, rng.randint(200, 8_000)) for _ in range(rng.randint(1, 3)))
-        body = json.dumps({"model": name, "messages": [{"role": "user", "content": text}]}, ensure_ascii=False).encode()
+        body = asked(name, text)
         true = TOKENISERS[name](text)
-        counts = measure(body)
-        expected, safe = estimator.input(name, counts)
+        given = measure(body)
+        least, expected, safe = estimator.input(name, given)
         (warm if number >= WARM * len(TOKENISERS) else cold).append(abs(expected - true) / true)
         naive.append(abs(len(body) / 4 - true) / true)
-        under += true > safe
-        estimator.learn(name, counts, Usage(true, 10))
-    return cold, warm, naive, under / (CALLS * len(TOKENISERS))
+        above += true > safe
+        below += true < least
+        estimator.learn(name, "chat", given, Usage(true, 10))
+    calls = CALLS * len(TOKENISERS)
+    return Errors(cold, warm, naive, above / calls, below / calls)
+
+
+def asked(model: str, text: str) -> bytes:
+    said = {"model": model, "messages": [{"role": "user", "content": text}]}
+    return json.dumps(said, ensure_ascii=False).encode()
+
+
+def times() -> dict[str, float]:
+    """Microseconds, the least of many rounds."""
+    rng = random.Random(20)
+    bodies = {size: asked("m", prose(rng, size // 2) + code(rng, size // 2)) for size in (1_000, 20_000, 200_000)}
+    estimator, given = Estimator(), measure(bodies[20_000])
+    usual, odd = Usage(4_000, 300), Usage(5_000, 300)
+
+    def learn_both() -> None:
+        estimator.learn("m", "chat", given, odd)
+        estimator.learn("m", "chat", given, usual)
+
+    def estimate() -> None:
+        estimator.input("m", given)
+        estimator.output("m", "chat", None, 1)
+
+    taken = {f"measure {size // 1_000} KB": _microseconds(partial(measure, body)) for size, body in bodies.items()}
+    taken["learn, off by a tenth"] = _microseconds(learn_both) / 2
+    for _ in range(200):
+        estimator.learn("m", "chat", given, usual)
+    taken["learn, close enough"] = _microseconds(lambda: estimator.learn("m", "chat", given, usual))
+    taken["input and output"] = _microseconds(estimate)
+    return taken
+
+
+def _microseconds(call: Callable[[], object]) -> float:
+    return min(timeit.repeat(call, number=200, repeat=40)) / 200 * 1e6
 
 
 def report() -> None:
     """Print the table."""
-    cold, warm, naive, under = errors()
+    found = errors()
     print("error of the input estimate        p50       p95")
-    for title, found in ("the first 50 calls", cold), ("after 50 calls", warm), ("bytes / 4", naive):
-        percent = statistics.quantiles(found, n=100)
+    for title, shares in ("the first 50 calls", found.cold), ("after 50 calls", found.warm), ("bytes / 4", found.naive):
+        percent = statistics.quantiles(shares, n=100)
         print(f"{title:28} {percent[49]:9.1%} {percent[94]:9.1%}")
-    print(f"calls above the safe estimate: {under:.2%}\n")
+    print(f"calls above the safe estimate: {found.above_safe:.2%}, below the least: {found.below_least:.2%}")
+    print(*(f"{title}: {taken:.1f} us" for title, taken in times().items()), sep=", ", end="\n\n")

@@ -10,7 +10,7 @@ from typing import Unpack
 from pacer import flow, settings, telemetry
 from pacer.admission import Admission, Gate, Reservation, gate
 from pacer.errors import LimitsConflict
-from pacer.estimate import Estimator
+from pacer.estimate import Estimator, Learned
 from pacer.ledger import Account
 from pacer.settings import Settings, SettingsInput
 from pacer.smoothing import Smoothing
@@ -63,19 +63,34 @@ class Pacer:
         if word is not None or status >= 400 or place.probes:
             self._store.answered(place, status, word)
 
-    def settle(self, place: Reservation, usage: Usage, source: Source) -> None:
-        """End a reservation, once. From a source other than the provider the rest of the worst case becomes unknown.
+    def settle(self, place: Reservation, usage: Usage) -> None:
+        """End a reservation, once, by the provider's bill. Safe in any thread and inside a garbage collection."""
+        self._settle(place, usage, Settlement(usage.tokens, 0, "provider"))
 
-        Safe in any thread and inside a garbage collection.
+    def void(self, place: Reservation) -> None:
+        """End a reservation, once, that cost nothing: it was not sent, or the provider said no. Safe as ``settle``."""
+        self._settle(place, Usage(), Settlement(0, 0, "void"))
+
+    def settle_unseen(
+        self, place: Reservation, source: Source, told: Usage | None = None, seen_output: int = 0
+    ) -> None:
+        """End a reservation, once, whose bill nobody saw. Safe as ``settle``.
+
+        Spent is what is on the bill for sure: the ``told`` input or the least of the estimated one, and ``seen_output``
+        tokens at least. Unknown is the rest of the worst case; with ``unknown=seen`` the rest of the estimated input.
         """
-        if place.settlement is not None:
-            return
-        unknown = 0
-        if source in ("estimate", "partial") and self.settings.unknown == "worst":
-            unknown = max(0, place.call.worst - usage.tokens)
-        settlement = Settlement(usage.tokens, unknown, source)
-        self._store.settle(place, usage, settlement)
-        telemetry.settled(usage, settlement, self.run)
+        call = place.call
+        input, output, cached = (told.input, told.output, told.cached) if told else (call.least_input, 0, 0)
+        usage = Usage(input, max(output, seen_output), cached)
+        unknown = max(0, call.worst - usage.tokens)
+        if self.settings.unknown == "seen":
+            unknown = min(unknown, 0 if told else call.input - call.least_input)
+        self._settle(place, usage, Settlement(usage.tokens, unknown, source))
+
+    def _settle(self, place: Reservation, usage: Usage, settlement: Settlement) -> None:
+        if place.settlement is None:
+            self._store.settle(place, usage, settlement)
+            telemetry.settled(usage, settlement, self.run)
 
     @property
     def has_ceiling(self) -> bool:
@@ -95,6 +110,10 @@ class Pacer:
         """An answer could not be read because of an error of ours; the call is charged by estimate."""
         self._store.count("unread")
         telemetry.uncharged("unread", self.run)
+
+    def learned(self) -> tuple[Learned, ...]:
+        """What the calls so far have taught about each model, the one heard of last at the end."""
+        return self.estimator.learned()
 
     def set_ceiling(self, ceiling: int | None) -> None:
         """Change the ceiling at once: raising wakes waiters, lowering refuses the hopeless; spending stays."""

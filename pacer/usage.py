@@ -43,7 +43,8 @@ class Estimate(msgspec.Struct, frozen=True):
 
     ``input`` and ``output`` are what is expected (the rate's side); ``worst`` is the upper bound for the ceiling.
     ``least`` is how far a lower output cap may bring the worst case down: to ``worst`` if the cap is not ours to lower.
-    ``tokens`` is input and output together.
+    ``tokens`` is input and output together; ``least_input`` is what of the input is on the bill for sure once the call
+    was sent.
     """
 
     input: int
@@ -53,6 +54,7 @@ class Estimate(msgspec.Struct, frozen=True):
     model: str = "unknown"
     server: str = ""
     least: int = -1
+    least_input: int = 0
     tokens: int = 0
     requests: int = 1
 

@@ -346,4 +346,4 @@ def test_a_model_that_only_the_path_names_is_learned_by_its_name(caller):
     caller.send(BudgetTransport(inner, pacer=pacer), url=url, json={"contents": [{"parts": [{"text": "hello"}]}]})
     assert books(pacer) == (910, 0, 0, 0)
     counts = measure(b"hello")
-    assert pacer.estimator.input("gemini-x", counts)[0] > pacer.estimator.input("gemini-y", counts)[0]
+    assert pacer.estimator.input("gemini-x", counts).expected > pacer.estimator.input("gemini-y", counts).expected

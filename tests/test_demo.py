@@ -22,7 +22,7 @@ def spent(pacer: Pacer, tokens: int) -> None:
         next(pacer.admit(Estimate(tokens, 0, tokens)))
     place = end.value.value
     assert isinstance(place, Reservation)
-    pacer.settle(place, Usage(tokens), "provider")
+    pacer.settle(place, Usage(tokens))
 
 
 def outcome(*calls: Call, booked: int = 60, served: int = 60) -> Outcome:

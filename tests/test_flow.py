@@ -50,7 +50,7 @@ def test_a_parked_call_goes_on_when_it_is_decided():
     place = admitted_elsewhere(budget)
     way = budget.admit(CALL)
     assert isinstance(next(way), Park)
-    budget.settle(place, Usage(10, 10), "provider")
+    budget.settle(place, Usage(10, 10))
     with pytest.raises(StopIteration):
         next(way)
     assert budget.status().held == 100
@@ -61,7 +61,7 @@ def test_a_parked_call_may_be_refused_in_the_end():
     place = admitted_elsewhere(budget)
     way = budget.admit(CALL)
     next(way)
-    budget.settle(place, Usage(60, 40), "provider")
+    budget.settle(place, Usage(60, 40))
     with pytest.raises(CeilingReached):
         next(way)
     assert budget.status().waiting == 0
@@ -75,11 +75,11 @@ def test_cancelled_while_parked_leaves_no_trace(granted_meanwhile: bool):
     way = budget.admit(CALL)
     next(way)
     if granted_meanwhile:
-        budget.settle(place, Usage(10, 10), "provider")
+        budget.settle(place, Usage(10, 10))
     with pytest.raises(KeyboardInterrupt):
         way.throw(KeyboardInterrupt())
     if not granted_meanwhile:
-        budget.settle(place, Usage(10, 10), "provider")
+        budget.settle(place, Usage(10, 10))
     status = budget.status()
     assert (status.spent, status.held, status.waiting, status.in_flight) == (20, 0, 0, 0)
     assert status.tokens_available == 980

@@ -357,13 +357,20 @@ def test_a_lesson_that_cannot_be_learned_breaks_nothing():
 
 def test_a_bill_is_one_lesson_and_a_guess_is_none(caller):
     """The estimator learns from the provider's numbers, once a call; an answer without them teaches nothing."""
-    pacer, expected = Pacer(), Estimator()
+    pacer, expected, endpoint = Pacer(), Estimator(), openai_chat.WIRE.endpoint
     transport = BudgetTransport(Inner(Answer([b"{}"], JSON), Answer([answer_json()], JSON)), pacer=pacer)
     for answered in (False, True):
         request = caller.send(transport, json=ask()).request
         if answered:
-            expected.learn("m", estimate.measure(request.content), Usage(20, 10))
+            expected.learn("m", endpoint, estimate.measure(request.content), Usage(20, 10))
         assert pacer.estimator.input("m", estimate.measure(b"w" * 999)) == expected.input(
             "m", estimate.measure(b"w" * 999)
         )
-        assert pacer.estimator.output("m", None, 1) == expected.output("m", None, 1)
+        assert pacer.estimator.output("m", endpoint, None, 1) == expected.output("m", endpoint, None, 1)
+
+
+def test_several_choices_teach_what_one_of_them_takes(caller):
+    """The usage counts them together."""
+    pacer = Pacer()
+    caller.send(BudgetTransport(Inner(Answer([answer_json()], JSON)), pacer=pacer), json=ask(n=2))
+    assert pacer.learned()[0].outputs[openai_chat.WIRE.endpoint].expected == 5

@@ -9,6 +9,7 @@ import transports
 from pacer import Pacer, settings
 from pacer.admission import Reservation
 from pacer.errors import BudgetExceeded, LimitsConflict, SettingsError
+from pacer.estimate import measure
 from pacer.pacer import join
 from pacer.usage import Estimate, Usage
 from tests.engine import Clock
@@ -40,32 +41,48 @@ def test_joining_with_other_limits_is_an_error_that_shows_both():
 def test_the_status_tells_spent_unknown_and_held_apart():
     budget = Pacer(ceiling=1_000)
     open_place = admitted(budget, 300)
-    budget.settle(admitted(budget, 200), Usage(50, 30), "provider")
-    budget.settle(admitted(budget, 100), Usage(20), "partial")
+    budget.settle(admitted(budget, 200), Usage(50, 30))
+    budget.settle_unseen(admitted(budget, 100), "partial", Usage(20))
     status = budget.status()
     assert (status.spent, status.unknown, status.held, status.remaining) == (100, 80, 300, 520)
     assert (status.in_flight, status.waiting, status.calls) == (1, 0, 2)
-    budget.settle(open_place, Usage(), "void")
+    budget.void(open_place)
     assert budget.status().held == 0
+
+
+@pytest.mark.parametrize(("unknown", "unseen"), [("worst", [470, 450, 440]), ("seen", [30, 30, 0])])
+def test_what_nobody_saw_of_a_bill_is_unknown(unknown, unseen):
+    """Spent is what is on it for sure. The rest of the worst case is unknown, or only that of the estimated input."""
+    call = Estimate(60, 40, 500, least_input=30)
+    for told, seen_output, spent, rest in zip(
+        [None, None, Usage(50, 5)], [0, 20, 10], [30, 50, 60], unseen, strict=True
+    ):
+        budget = Pacer(unknown=unknown)
+        with pytest.raises(StopIteration) as end:
+            next(budget.admit(call))
+        budget.settle_unseen(end.value.value, "partial", told, seen_output)
+        assert (budget.status().spent, budget.status().unknown) == (spent, rest)
+
+
+def test_what_was_learned_can_be_looked_at():
+    budget = Pacer()
+    assert budget.learned() == ()
+    budget.estimator.learn("m", "chat", measure(b"hello"), Usage(9, 5))
+    (known,) = budget.learned()
+    assert (known.model, known.calls, known.outputs["chat"].expected) == ("m", 1, 5)
 
 
 def test_a_second_settlement_changes_nothing():
     budget = Pacer()
     place = admitted(budget, 100)
-    budget.settle(place, Usage(10), "provider")
-    budget.settle(place, Usage(99), "provider")
+    budget.settle(place, Usage(10))
+    budget.settle(place, Usage(99))
     assert budget.status().spent == 10
-
-
-def test_unknown_seen_books_only_what_was_seen():
-    budget = Pacer(unknown="seen")
-    budget.settle(admitted(budget, 100), Usage(10), "partial")
-    assert (budget.status().spent, budget.status().unknown) == (10, 0)
 
 
 def test_the_repr_is_the_operators_line():
     budget = Pacer(tokens_per_second=2_000, burst=4_000, ceiling="500k", run="nightly", clock=Clock())
-    budget.settle(admitted(budget, 3_000), Usage(2_500), "provider")
+    budget.settle(admitted(budget, 3_000), Usage(2_500))
     admitted(budget, 1_400)
     waiting = budget.admit(Estimate(2_000, 0, 2_000))
     next(waiting)
@@ -79,7 +96,7 @@ def test_the_repr_is_the_operators_line():
 
 def test_the_ceiling_can_be_changed_while_the_run_goes_on():
     budget = Pacer(ceiling=100)
-    budget.settle(admitted(budget, 100), Usage(90), "provider")
+    budget.settle(admitted(budget, 100), Usage(90))
     with pytest.raises(BudgetExceeded):
         next(budget.admit(Estimate(50, 0, 50)))
     budget.set_ceiling(1_000)

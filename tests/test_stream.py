@@ -231,12 +231,14 @@ def test_an_event_too_large_to_read_passes_whole(caller):
 
 @pytest.mark.parametrize("unknown", ["worst", "seen"])
 def test_a_dropped_stream_is_booked_by_what_was_seen(caller, unknown):
-    """Input estimate and deltas are spent; the rest of the hold is unknown, unless only what was seen is wanted."""
+    """The least input and the deltas are spent; the rest of the hold is unknown, or where only what was seen is wanted,
+    the rest of the expected input.
+    """
     pacer, receipt, _ = metered(caller, stream_of(*TEXT, USAGE), take=3, unknown=unknown)
-    expected_input = receipt._place.call.input
-    assert expected_input > 0
-    rest = receipt.reserved - expected_input - 2 if unknown == "worst" else 0
-    assert books(pacer) == (expected_input + 2, rest, 0, 0)
+    call = receipt._place.call
+    assert 0 < call.least_input < call.input
+    total = receipt.reserved if unknown == "worst" else call.input + 2
+    assert books(pacer) == (call.least_input + 2, total - call.least_input - 2, 0, 0)
     assert receipt.source == "partial"
 
 

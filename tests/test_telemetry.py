@@ -126,7 +126,7 @@ def test_tokens_and_calls_are_counted_by_class_and_result():
     budget = Pacer(run="counted")
     with pytest.raises(StopIteration) as end:
         next(budget.admit(CALL))
-    budget.settle(end.value.value, Usage(60, 20, cached=10), "provider")
+    budget.settle(end.value.value, Usage(60, 20, cached=10))
     points = {}
     found = READER.get_metrics_data()
     assert found is not None

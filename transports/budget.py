@@ -17,7 +17,6 @@ from pacer.errors import BudgetExceeded
 from pacer.flow import Park, Pause, Space
 from pacer.pacer import Pacer, join
 from pacer.settings import SettingsInput
-from pacer.usage import Usage
 from transports import limits, refusal, retry
 from transports.exchange import Exchange
 from transports.inner import Inner
@@ -127,7 +126,7 @@ class BudgetTransport(_Transport):
             outgoing = exchange.outgoing(cap)
             progress = Progress(outgoing, awaits=awaits)
         except BaseException:
-            self.pacer.settle(place, Usage(), "void")
+            self.pacer.void(place)
             raise
         try:
             with progress:
@@ -137,9 +136,9 @@ class BudgetTransport(_Transport):
         except BaseException as error:
             reports = self._inner.reports_sending(exchange.library)
             if progress.surely_unsent(error, exchange.library, always_reports=reports):
-                self.pacer.settle(place, Usage(), "void")
+                self.pacer.void(place)
             else:
-                self.pacer.settle(place, Usage(place.call.input), "partial")
+                self.pacer.settle_unseen(place, "partial")
             raise
         return response
 
@@ -152,9 +151,9 @@ class BudgetTransport(_Transport):
         if 200 <= status < 300:
             self._read_along(response, headers, exchange, place)
         elif status in (408, 409, 499):
-            self.pacer.settle(place, Usage(place.call.input), "partial")
+            self.pacer.settle_unseen(place, "partial")
         else:
-            self.pacer.settle(place, Usage(), "void")
+            self.pacer.void(place)
             if status >= 400:
                 self.pacer.count_failed()
         if status == 429 and exchange.wire.provider in _WAIT_IN_BODY and not response.is_stream_consumed:
@@ -166,10 +165,9 @@ class BudgetTransport(_Transport):
     ) -> None:
         if response.is_stream_consumed:  # its content is decoded
             headers.pop(b"content-encoding", None)
-        hides_usage = exchange.call.usage_at is not None
-        reading = meter(self.pacer, place, exchange.wire, exchange.measure, headers, hides_usage=hides_usage)
+        reading = meter(self.pacer, place, exchange, headers)
         if response.is_stream_consumed:  # read already: no byte will pass the meter
-            reading.feed(response.content)
+            reading.backlog.write(response.content)
             reading.finish()
         else:
             response.stream = metered(response.stream, reading, exchange.library)

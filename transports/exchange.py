@@ -43,12 +43,14 @@ class Exchange(msgspec.Struct):
             return None
         call, host = _read(request, body, path, wire, settings), url.host
         measure = estimate.measure(body) if body is not None else None
-        expected_input, safe_input = estimator.input(call.model, measure or _measure_of_unread(request))
-        expected_output, cap = estimator.output(call.model, call.output_cap, call.choices)
-        least = -1
+        least_input, expected_input, safe_input = estimator.input(call.model, measure or _measure_of_unread(request))
+        expected_output, cap = estimator.output(call.model, wire.endpoint, call.output_cap, call.choices)
+        worst = least = safe_input + cap
         if call.cap_at is not None:
             least = safe_input + min(cap, max(expected_output, call.least_cap * call.choices))
-        estimated = Estimate(expected_input, expected_output, safe_input + cap, wire.provider, call.model, host, least)
+        estimated = Estimate(
+            expected_input, expected_output, worst, wire.provider, call.model, host, least, least_input
+        )
         injects = call.cap_at is not None and call.output_cap is None
         return cls(request, library, body, wire, call, estimated, safe_input, measure, injects)
 

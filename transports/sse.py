@@ -61,6 +61,10 @@ class Reader:
         self._scanned = 0
         return rest
 
+    def start_of_event(self, text: bytes, at: int) -> int:
+        """Where in ``text``, which begins with one, an event starts that is not behind ``at``; the later the better."""
+        return 0
+
     def payload(self, event: bytes) -> bytes:
         """What the event carries."""
         raise NotImplementedError
@@ -86,6 +90,11 @@ class EventReader(Reader):
         self._has_cr = self._has_cr or b"\r" in chunk
         return super().feed(chunk)
 
+    def start_of_event(self, text: bytes, at: int) -> int:
+        """Behind the last blank line."""
+        found = text.rfind(b"\n\n", 0, max(0, at))
+        return 0 if found < 0 else found + 2
+
     def payload(self, event: bytes) -> bytes:
         """The ``data`` lines."""
         if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and not self._has_cr:
@@ -108,6 +117,10 @@ class EventReader(Reader):
 
 class LineReader(Reader):
     """JSON lines, as Ollama sends them."""
+
+    def start_of_event(self, text: bytes, at: int) -> int:
+        """Behind the last line end."""
+        return text.rfind(b"\n", 0, max(0, at)) + 1
 
     def payload(self, event: bytes) -> bytes:
         """The line."""

@@ -11,21 +11,21 @@ import logging
 import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cache, partial
+from io import BytesIO
 from types import ModuleType
 from typing import Any
 
 from pacer.admission import Reservation
-from pacer.estimate import Measure
 from pacer.pacer import Pacer
-from pacer.usage import Usage
+from pacer.usage import Source, Usage
 from transports import encodings, limits
 from transports.encodings import Decode
+from transports.exchange import Exchange
 from transports.sse import LARGEST_EVENT_BYTES, EventReader, Reader, reader_of
-from transports.wire import Tally, Wire
+from transports.wire import Tally
 
 LARGEST_BODY_BYTES = LARGEST_EVENT_BYTES
 LARGEST_BACKLOG_BYTES = 64 * 1024
-LARGEST_REFUSAL_BYTES = 64 * 1024
 UNBELIEVABLE_FACTOR = 20
 """A usage of more than this many times the worst case counts as missing."""
 
@@ -35,103 +35,134 @@ _NO_USAGE = b'"usage":null'
 _log = logging.getLogger("pacer")
 
 
-class Meter:
+class Reading:
+    """Reads along with a body, whose chunks are put aside in ``backlog``. As a context it is told how the body ends."""
+
+    ended = False
+    """Whether it has been told."""
+
+    def __init__(self) -> None:
+        self.backlog = BytesIO()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.abandon()
+
+    def catch_up(self) -> None:
+        """Read what was put aside."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """The body has ended by itself."""
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        """The body broke, was dropped or was closed early, unless it has ended."""
+        raise NotImplementedError
+
+    def _put_aside(self) -> bytes:
+        chunks = self.backlog.getvalue()
+        self.backlog.seek(0)
+        self.backlog.truncate()
+        return chunks
+
+
+class Meter(Reading):
     """Reads one answer and settles its reservation, once.
 
-    ``measure`` is what the usage is a lesson for, if the body could be read; ``events`` splits a stream, ``decode``
-    undoes the encoding of the body (``None``: nobody can).
+    ``events`` splits a stream (``None``: the body is one answer), ``decode`` undoes the encoding of the body (``None``:
+    nobody can).
     """
 
     def __init__(
-        self,
-        pacer: Pacer,
-        place: Reservation,
-        wire: Wire,
-        measure: Measure | None,
-        events: Reader | None,
-        decode: Decode | None,
+        self, pacer: Pacer, place: Reservation, exchange: Exchange, events: Reader | None, decode: Decode | None
     ) -> None:
+        super().__init__()
         self.pacer = pacer
         self.place = place
-        self.wire = wire
-        self.measure = measure
-        self.ended = False
+        self._exchange = exchange
+        self._wire = exchange.wire
         self._tally = Tally()
         self._events = events
         self._decode = decode
         self._body = bytearray()
-        self._backlog: list[bytes] = []
-        self._backlog_bytes = 0
-        self._blind = decode is None
 
-    def feed(self, chunk: bytes) -> bytes:
-        """Take ``chunk``; returns what passes on to the caller."""
-        self._backlog.append(chunk)
-        self._backlog_bytes += len(chunk)
-        if self._backlog_bytes > LARGEST_BACKLOG_BYTES:
-            self._catch_up()
-        return chunk
-
-    def finish(self) -> bytes:
-        """The body has ended by itself: settle. Returns bytes that were held back."""
-        self._catch_up(is_whole=True)
-        self._settle(is_whole=True)
-        return b""
-
-    def abandon(self) -> bytes:
-        """The body broke, was dropped or was closed early: settle. Returns bytes that were held back."""
-        if not self.ended:
-            self._catch_up()
-            self._settle(is_whole=False)
-        return b""
-
-    def _catch_up(self, *, is_whole: bool = False) -> None:
-        """Read what was put aside; ``is_whole`` if nothing follows."""
-        chunks = b"".join(self._backlog)
-        self._backlog.clear()
-        self._backlog_bytes = 0
-        if self._blind or self._decode is None:
+    def catch_up(self) -> None:
+        """Read what was put aside, all of it."""
+        chunks = self._put_aside()
+        if self._decode is None:
             return
         try:
             text = self._decode(chunks)
             if self._events is None:
-                self._read_body(text, is_whole=is_whole)
-            elif is_whole:
-                self._read_last([*self._events.feed(text), *self._events.finish()], self._events)
+                self._keep(text)
             else:
-                for event in self._events.feed(text):
-                    self._read_event(event, self._events)
+                self._read(self._events.feed(text), self._events)
         except Exception as error:  # metering never breaks the caller's answer
             self._give_up(error)
 
-    def _read_body(self, text: bytes, *, is_whole: bool) -> None:
+    def finish(self) -> None:
+        """The body has ended by itself: settle."""
+        chunks = self._put_aside()
+        try:
+            if self._decode is not None:
+                self._take_last(self._decode(chunks))
+        except Exception as error:  # metering never breaks the caller's answer
+            self._give_up(error)
+        self._settle(is_whole=True)
+
+    def abandon(self) -> None:
+        """The body broke, was dropped or was closed early: settle, unless it has ended."""
+        if not self.ended:
+            self.catch_up()
+            self._settle(is_whole=False)
+
+    def _take_last(self, text: bytes) -> None:
+        if self._events is not None:
+            self._read_last(text, self._events)
+            return
+        self._keep(text)
+        self._tally.usage = self._wire.read_answer(bytes(self._body)) or {}
+        self._tally.final = True
+
+    def _keep(self, text: bytes) -> None:
         self._body += text
         if len(self._body) > LARGEST_BODY_BYTES:
-            self._blind = True
-            self._body.clear()
-        elif is_whole:
-            self._tally.usage = self.wire.read_answer(bytes(self._body)) or {}
-            self._tally.final = True
-            self._body.clear()
+            self._stop_reading()
 
-    def _read_last(self, events: list[bytes], reader: Reader) -> None:
-        """Read what may tell the bill, and all the rest only if it did not."""
-        mark, last = self.wire.mark, len(events) - 1
-        telling = [i for i, event in enumerate(events) if (mark in event and _NO_USAGE not in event) or i == last]
-        for i in telling:
-            self._read_event(events[i], reader)
-        if not self._tally.final:
-            for i in sorted(set(range(last)).difference(telling)):
-                self._read_event(events[i], reader)
+    def _read(self, events: list[bytes], reader: Reader) -> None:
+        for event in events:
+            self._read_event(event, reader)
+
+    def _read_last(self, text: bytes, reader: Reader) -> None:
+        """Read the events from the first on that may tell the bill, and those before it only if it was not told."""
+        start = 0
+        if reader.is_between_events:
+            tells_at = _tells_at(text, self._wire.mark)
+            if tells_at < 0 and self._tally.final:
+                return
+            start = reader.start_of_event(text, tells_at)
+        self._read([*reader.feed(text[start:]), *reader.finish()], reader)
+        if start and not self._tally.final:
+            self._read(reader.feed(text[:start]), reader)
 
     def _read_event(self, event: bytes, reader: Reader) -> bool:
         """Whether the event carries nothing but usage."""
         data = reader.payload(event)
-        return bool(data) and self.wire.read_event(data, self._tally)
+        return bool(data) and self._wire.read_event(data, self._tally)
+
+    def _stop_reading(self) -> None:
+        self._decode = None
+        self._tally.final = False
+        self._body.clear()
 
     def _give_up(self, error: Exception) -> None:
-        self._blind = True
-        self._tally.final = False
+        self._stop_reading()
         self.pacer.count_unread()
         # The kind of the error only: its text could quote the answer.
         _log.warning("run %s: an answer could not be metered (%s)", self.pacer.run, type(error).__name__)
@@ -141,20 +172,20 @@ class Meter:
             return
         self.ended = True
         usage = self._reported()
-        if usage is not None and self._tally.final:
-            self.pacer.settle(self.place, usage, "provider")
-            if self.measure is not None:
-                self.pacer.estimator.learn(self.place.call.model, self.measure, usage)
+        if usage is None or not self._tally.final:
+            # Usage in the middle of a stream may lag behind its text: the larger of both was produced.
+            source: Source = "estimate" if is_whole else "partial"
+            self.pacer.settle_unseen(self.place, source, usage, self._tally.seen_output)
             return
-        seen = usage or Usage(self.place.call.input)
-        # Usage in the middle of a stream may lag behind its text: the larger of both was produced.
-        seen = Usage(seen.input, max(seen.output, self._tally.seen_output), seen.cached)
-        self.pacer.settle(self.place, seen, "estimate" if is_whole else "partial")
+        self.pacer.settle(self.place, usage)
+        call, measure = self._exchange.call, self._exchange.measure
+        if measure is not None:
+            self.pacer.estimator.learn(call.model, self._wire.endpoint, measure, usage, call.choices)
 
     def _reported(self) -> Usage | None:
         """The usage reported so far, if it can be believed."""
         try:
-            usage = self.wire.usage(self._tally.usage) if self._tally.usage else None
+            usage = self._wire.usage(self._tally.usage) if self._tally.usage else None
         except Exception as error:  # metering never breaks the caller's answer
             self._give_up(error)
             return None
@@ -165,177 +196,182 @@ class Meter:
 class HidingMeter(Meter):
     """Drops the event that carries nothing but usage: the caller did not ask for it, we did.
 
-    What may be that event is held back until it is whole.
+    What may be that event is held back until it is whole; all other events are put aside like those of any stream.
     """
 
-    def __init__(
-        self,
-        pacer: Pacer,
-        place: Reservation,
-        wire: Wire,
-        measure: Measure | None,
-        events: EventReader,
-        decode: Decode | None,
-    ) -> None:
-        super().__init__(pacer, place, wire, measure, events, decode)
-        self._splits = events
+    def __init__(self, pacer: Pacer, place: Reservation, exchange: Exchange, decode: Decode | None) -> None:
+        super().__init__(pacer, place, exchange, EventReader(), decode)
+        self._split = EventReader()
 
     def feed(self, chunk: bytes) -> bytes:
         """Take ``chunk``; returns what passes on to the caller."""
-        if self._blind or self._is_one_silent_event(chunk):
-            return super().feed(chunk)
-        passed = b"".join([event for event in self._splits.feed(chunk) if not self._is_ours(event)])
-        if self._splits.overflowed or self._blind:  # from here on nothing is held back
-            self._blind = True
-            passed += self._splits.take_rest()
-        return passed
+        if self._decode is None or (self._split.is_between_events and self._is_silent(chunk)):
+            self._put(chunk)
+            return chunk
+        passed = self._without_ours(self._split.feed(chunk))
+        if self._split.overflowed:
+            self._stop_reading()
+        return passed + self.take_rest() if self._decode is None else passed
 
-    def finish(self) -> bytes:
-        """The body has ended by itself: settle. Returns bytes that were held back."""
-        rest = self._splits.take_rest()
-        passed = b"" if rest and self._is_ours(rest) else rest
-        super().finish()
-        return passed
+    def last(self) -> bytes:
+        """What was held back when the body ended and is to pass on."""
+        return self._without_ours(self._split.finish())
 
-    def abandon(self) -> bytes:
-        """The body broke, was dropped or was closed early: settle. Returns bytes that were held back."""
-        super().abandon()
-        return self._splits.take_rest()
+    def take_rest(self) -> bytes:
+        """What was held back when the body broke."""
+        return self._split.take_rest()
 
-    def _catch_up(self, *, is_whole: bool = False) -> None:
-        """Read the silent events that were put aside, if the bill did not come."""
-        silent = self._backlog
-        self._backlog, self._backlog_bytes = [], 0
-        if not (is_whole and self._tally.final):
-            for event in silent:
-                self._is_ours(event)
+    def _without_ours(self, events: list[bytes]) -> bytes:
+        return b"".join([event for event in events if not self._is_ours(event)])
 
-    def _is_one_silent_event(self, chunk: bytes) -> bool:
-        """Whether ``chunk`` is one whole event that cannot be the one with the usage."""
-        return (
-            0 <= chunk.find(b"\n\n") == len(chunk) - 2
-            and (self.wire.mark not in chunk or _NO_USAGE in chunk)
-            and b"\r" not in chunk
-            and self._splits.is_between_events
-        )
+    def _put(self, events: bytes) -> None:
+        self.backlog.write(events)
+        if self.backlog.tell() > LARGEST_BACKLOG_BYTES:
+            self.catch_up()
+
+    def _is_silent(self, chunk: bytes) -> bool:
+        """Whether ``chunk`` is made of whole events that say nothing of the bill."""
+        mark = self._wire.mark
+        return chunk.endswith(b"\n\n") and (mark not in chunk or chunk.count(mark) == chunk.count(_NO_USAGE))
 
     def _is_ours(self, event: bytes) -> bool:
         """Read the event; whether it carries nothing but usage."""
-        if self._blind:
+        if self._decode is None:
             return False
         try:
-            return self._read_event(event, self._splits)
+            return self._read_event(event, self._split)
         except Exception as error:  # metering never breaks the caller's answer
             self._give_up(error)
             return False
 
 
-def meter(
-    pacer: Pacer,
-    place: Reservation,
-    wire: Wire,
-    measure: Measure | None,
-    headers: Mapping[bytes, bytes],
-    *,
-    hides_usage: bool,
-) -> Meter:
-    """The meter for an answer with these headers (names in lower case)."""
-    events = reader_of(headers.get(b"content-type", b""))
-    encoding = headers.get(b"content-encoding", b"")
-    decode = encodings.decoder(encoding)
-    if hides_usage and isinstance(events, EventReader) and encoding.lower() in (b"", b"identity"):
-        return HidingMeter(pacer, place, wire, measure, events, decode)
-    return Meter(pacer, place, wire, measure, events, decode)
-
-
-class Listener:
-    """Reads the body of a refusal for the wait that Gemini asks for there, and passes it on."""
+class Listener(Reading):
+    """Reads the body of a refusal, as far as 64 KiB, for the wait that Gemini asks for there."""
 
     ended = True  # nothing is left to settle, so nobody misses an end that never comes
 
     def __init__(self, pacer: Pacer, place: Reservation, status: int, content_encoding: bytes) -> None:
+        super().__init__()
         self._tell = partial(pacer.answered, place, status)
         self._decode = encodings.decoder(content_encoding)
-        self._body = bytearray()
 
-    def feed(self, chunk: bytes) -> bytes:
-        """Read ``chunk``; returns it."""
-        if len(self._body) < LARGEST_REFUSAL_BYTES:
-            self._body += chunk[:LARGEST_REFUSAL_BYTES]
-        return chunk
+    def catch_up(self) -> None:
+        """So long a body is read no further."""
+        self._put_aside()
+        self._decode = None
 
-    def finish(self) -> bytes:
-        """The body has ended: tell the lane. Nothing was held back."""
+    def finish(self) -> None:
+        """The body has ended by itself: tell the lane."""
         try:
-            word = limits.retry_info(self._decode(bytes(self._body))) if self._decode is not None else None
+            word = limits.retry_info(self._decode(self._put_aside())) if self._decode is not None else None
         except Exception:  # a decoder's own error; reading along never breaks the caller's answer
-            return b""
+            return
         if word is not None:
             self._tell(word)
-        return b""
 
-    def abandon(self) -> bytes:
+    def abandon(self) -> None:
         """The body is not read to its end; the pause by the status alone stands."""
-        return b""
+
+
+def meter(pacer: Pacer, place: Reservation, exchange: Exchange, headers: Mapping[bytes, bytes]) -> Meter:
+    """The meter for an answer with these headers (names in lower case)."""
+    events = reader_of(headers.get(b"content-type", b""))
+    encoding = headers.get(b"content-encoding", b"")
+    decode = encodings.decoder(encoding)
+    if exchange.call.usage_at is not None and isinstance(events, EventReader) and encoding in (b"", b"identity"):
+        return HidingMeter(pacer, place, exchange, decode)
+    return Meter(pacer, place, exchange, events, decode)
+
+
+def _tells_at(text: bytes, mark: bytes) -> int:
+    """Where ``text`` first may tell the bill; below 0 if it does not."""
+    at = text.find(mark)
+    while at >= 0 and text.startswith(_NO_USAGE, at):
+        at = text.find(mark, at + 1)
+    return at
 
 
 class _MeteredStream:
     """The body of an admitted answer. The library's stream classes are mixed in by :func:`metered`."""
 
-    def __init__(self, inner: Any, meter: Meter | Listener) -> None:
+    def __init__(self, inner: Any, reading: Any) -> None:
         self._inner = inner
-        self._meter = meter
+        self._reading = reading
 
     def __iter__(self) -> Iterator[bytes]:
-        feed = self._meter.feed
-        try:
+        reading = self._reading
+        put_aside, size = reading.backlog.write, reading.backlog.tell
+        with reading:
             for chunk in self._inner:
-                passed = feed(chunk)
-                if passed or not chunk:
-                    yield passed
-        except BaseException as error:
-            rest = self._meter.abandon()
-            if rest and isinstance(error, Exception):  # a generator that is being closed must not yield
-                yield rest
-            raise
-        if rest := self._meter.finish():
-            yield rest
+                put_aside(chunk)
+                if size() > LARGEST_BACKLOG_BYTES:
+                    reading.catch_up()
+                yield chunk
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        feed = self._meter.feed
-        try:
+        reading = self._reading
+        put_aside, size = reading.backlog.write, reading.backlog.tell
+        with reading:
             async for chunk in self._inner:
-                passed = feed(chunk)
-                if passed or not chunk:
-                    yield passed
-        except BaseException as error:
-            rest = self._meter.abandon()
-            if rest and isinstance(error, Exception):
-                yield rest
-            raise
-        if rest := self._meter.finish():
-            yield rest
+                put_aside(chunk)
+                if size() > LARGEST_BACKLOG_BYTES:
+                    reading.catch_up()
+                yield chunk
 
     def close(self) -> None:
-        self._meter.abandon()
+        self._reading.abandon()
         self._inner.close()
 
     async def aclose(self) -> None:
-        self._meter.abandon()
+        self._reading.abandon()
         await self._inner.aclose()
 
     def __del__(self) -> None:
-        if not self._meter.ended:
-            self._meter.abandon()
+        if not self._reading.ended:
+            self._reading.abandon()
             warnings.warn("an LLM answer was dropped without being read or closed", ResourceWarning, stacklevel=1)
 
 
-def metered(inner: Any, meter: Meter | Listener, library: ModuleType) -> Any:
-    """``inner`` with the meter reading along, as a stream of ``library``."""
-    return _stream_class(library)(inner, meter)
+class _EditedStream(_MeteredStream):
+    """A body of which something is left out."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        reading = self._reading
+        with reading:
+            try:
+                for chunk in self._inner:
+                    passed = reading.feed(chunk)
+                    if passed or not chunk:
+                        yield passed
+            except Exception:
+                if rest := reading.take_rest():
+                    yield rest
+                raise
+            if last := reading.last():
+                yield last
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        reading = self._reading
+        with reading:
+            try:
+                async for chunk in self._inner:
+                    passed = reading.feed(chunk)
+                    if passed or not chunk:
+                        yield passed
+            except Exception:
+                if rest := reading.take_rest():
+                    yield rest
+                raise
+            if last := reading.last():
+                yield last
+
+
+def metered(inner: Any, reading: Reading, library: ModuleType) -> Any:
+    """``inner`` with ``reading`` reading along, as a stream of ``library``."""
+    return _stream_class(library, isinstance(reading, HidingMeter))(inner, reading)
 
 
 @cache
-def _stream_class(library: ModuleType) -> Any:
-    bases = (_MeteredStream, library.SyncByteStream, library.AsyncByteStream)
-    return type("MeteredStream", bases, {})
+def _stream_class(library: ModuleType, is_edited: bool) -> Any:
+    ours = _EditedStream if is_edited else _MeteredStream
+    return type("MeteredStream", (ours, library.SyncByteStream, library.AsyncByteStream), {})

@@ -71,6 +71,11 @@ class Wire:
     only_if: Callable[[str, bytes | None], bool] | None = None
     mark: bytes = b""
 
+    @property
+    def endpoint(self) -> str:
+        """What tells this family from others that serve the same model: the first end that its paths have."""
+        return self.path_end if isinstance(self.path_end, str) else self.path_end[0]
+
 
 # ---------------------------------------------------------------- requests
 
