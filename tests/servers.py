@@ -234,6 +234,11 @@ class Caller:
     library: Any
     awaits: bool
 
+    def bare(self) -> Any:
+        """The library's own transport, with nothing of ours; without certificates, which take long to load."""
+        kind = self.library.AsyncHTTPTransport if self.awaits else self.library.HTTPTransport
+        return kind(verify=False)
+
     def send(self, transport: Any, method: str = "POST", url: str = URL, **kwargs: Any) -> Any:
         """One request and its whole answer."""
         options = {"timeout": 10, "follow_redirects": kwargs.pop("follow_redirects", False)}
