@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
 import pytest
 
 from pacer import Pacer
-from tests.servers import CHAT, Caller, Connection, Server, answer_json, ask, books, chunked, whole
+from tests.servers import CHAT, LIBRARIES, Caller, Connection, Server, answer_json, ask, books, chunked, whole
 from transports import BudgetTransport
 
 JSON = "content-type: application/json"
@@ -275,3 +276,49 @@ def test_a_transport_needs_no_client_and_no_context(caller):
     with Server(ANSWER) as server:
         assert caller.run(lambda: block(server.url + CHAT), lambda: wait(server.url + CHAT)) == answer_json()
     assert books(pacer) == (30, 0, 0, 0)
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.__name__)
+def test_a_client_closed_while_its_call_waits_leaves_nothing_behind(library):
+    """Another client's call has the room. As in the library's own pool, who waits goes on when it is their turn, on a
+    connection of its own, and closing the transport again closes that one too.
+    """
+    pacer, connections = Pacer(ceiling=700), list[asyncio.StreamWriter]()
+
+    async def main() -> None:
+        heard, go = asyncio.Event(), asyncio.Event()
+
+        async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connections.append(writer)
+            await reader.readuntil(b"}]}")
+            heard.set()
+            await go.wait()
+            writer.write(ANSWER)
+            assert await reader.read() == b""
+            writer.close()
+            await writer.wait_closed()
+            left.release()
+
+        left = asyncio.Semaphore(0)
+        server = await asyncio.start_server(play, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}{CHAT}"
+        transport = BudgetTransport(pacer=pacer)
+        waiting = library.AsyncClient(transport=transport)
+        async with server, library.AsyncClient(transport=BudgetTransport(pacer=pacer)) as busy:
+            first = asyncio.ensure_future(busy.post(url, json=ask()))
+            await heard.wait()
+            second = asyncio.ensure_future(waiting.post(url, json=ask()))
+            while not pacer.status().waiting:
+                await asyncio.sleep(0)
+            await waiting.aclose()
+            assert (pacer.status().waiting, len(connections)) == (1, 1)
+            go.set()
+            assert [(await call).status_code for call in (first, second)] == [200, 200]
+            await transport.aclose()
+            await left.acquire()
+        await left.acquire()
+
+    asyncio.run(main())
+    assert len(connections) == 2
+    assert books(pacer) == (60, 0, 0, 0)
+    assert pacer.status().waiting == 0
