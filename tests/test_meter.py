@@ -22,6 +22,7 @@ import transports.budget
 from pacer import Pacer, estimate
 from pacer.estimate import Estimator
 from pacer.usage import Usage
+from tests.dialects import DIALECTS, Dialect
 from tests.servers import CHAT, Answer, Caller, Inner, Server, answer_json, ask, books, chunked, whole
 from transports import BudgetTransport, encodings
 from transports.wire import Tally, openai_chat
@@ -329,6 +330,45 @@ def test_a_usage_that_cannot_be_believed_is_unknown(usage, streamed):
     body = b'data: {"choices": [], "usage": %s}\n\n' % json.dumps(usage).encode() if streamed else text
     pacer, receipt, _ = metered([body], SSE if streamed else JSON)
     assert_unknown(pacer, receipt)
+
+
+def spoilt(usage: dict[str, Any], value: object) -> Iterator[dict[str, Any]]:
+    """The usage with each of its counts in turn replaced by ``value``."""
+    for name, told in usage.items():
+        if isinstance(told, dict):
+            yield from ({**usage, name: inner} for inner in spoilt(told, value))
+        elif name != "done":
+            yield {**usage, name: value}
+
+
+def said_in(dialect: Dialect, usage: dict[str, Any], streamed: bool) -> tuple[Pacer, Any]:
+    """An answer of the dialect with this usage: the pacer, and the receipt."""
+    pacer = Pacer()
+    chunks = dialect.stream(usage) if streamed else [dialect.answer(usage)]
+    headers = {"content-type": dialect.kind if streamed else "application/json"}
+    with httpx.Client(transport=BudgetTransport(Inner(Answer(chunks, headers)), pacer=pacer)) as client:
+        url = "http://a.test" + (dialect.streamed_path if streamed else dialect.path)
+        return pacer, client.post(url, json={**ask(), **dialect.cap(500)}).extensions["pacer"]
+
+
+@pytest.mark.parametrize("value", [-1, "30", 30.5, 10**18, True, [30], {}, float("nan")], ids=repr)
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", DIALECTS)
+def test_one_number_that_makes_no_sense_makes_a_usage_unknown_in_any_dialect(name, streamed, value):
+    """Whichever of its numbers it is; never free, never added up, never joined to a text."""
+    dialect = DIALECTS[name]
+    for usage in spoilt(dialect.usage(20, 10), value):
+        assert_unknown(*said_in(dialect, usage, streamed))
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", DIALECTS)
+def test_an_answer_of_zero_or_without_usage_is_unknown_in_any_dialect(name, streamed):
+    """There was text, so there were tokens."""
+    dialect = DIALECTS[name]
+    usages: list[dict[str, Any]] = [dialect.usage(0, 0), {"usage": None}, {"usage": {}}, {}]
+    for usage in usages:
+        assert_unknown(*said_in(dialect, usage, streamed))
 
 
 def test_a_whole_float_is_a_number_of_tokens():
