@@ -166,7 +166,12 @@ def test_what_is_no_model_call_passes_untouched(caller, method, path, body):
     pacer, inner = Pacer(ceiling=0), Inner(Answer([b"one", b"", b"two"], {"x-kept": "yes"}, 201))
     mark = object()
     response = caller.send(
-        BudgetTransport(inner, pacer=pacer), method, "http://a.test" + path, content=body, extensions={"mark": mark}
+        BudgetTransport(inner, pacer=pacer),
+        method,
+        "http://a.test" + path,
+        content=body,
+        headers={"content-type": "application/json"},
+        extensions={"mark": mark},
     )
     assert (response.status_code, response.content, dict(response.headers)) == (201, b"onetwo", {"x-kept": "yes"})
     assert "pacer" not in response.extensions

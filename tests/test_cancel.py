@@ -271,7 +271,8 @@ def test_a_thousand_of_two_thousand_are_cancelled_anywhere(library: Any):
             assert remaining is not None
             assert 0 <= remaining < 2 * last.receipt.reserved
         server.close()
-        for ended in provider.ended:  # no connection was left open
-            await ended.wait()
+        async with asyncio.timeout(10):
+            for ended in provider.ended:  # no connection was left open
+                await ended.wait()
 
     asyncio.run(main())

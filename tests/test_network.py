@@ -302,9 +302,10 @@ def test_a_client_closed_while_its_call_waits_leaves_nothing_behind(library):
         left = asyncio.Semaphore(0)
         server = await asyncio.start_server(play, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}{CHAT}"
-        transport = BudgetTransport(pacer=pacer)
+        transport = BudgetTransport(pacer=pacer, verify=False)
         waiting = library.AsyncClient(transport=transport)
-        async with server, library.AsyncClient(transport=BudgetTransport(pacer=pacer)) as busy:
+        busy = library.AsyncClient(transport=BudgetTransport(pacer=pacer, verify=False))
+        async with asyncio.timeout(10), server:
             first = asyncio.ensure_future(busy.post(url, json=ask()))
             await heard.wait()
             second = asyncio.ensure_future(waiting.post(url, json=ask()))
@@ -316,7 +317,8 @@ def test_a_client_closed_while_its_call_waits_leaves_nothing_behind(library):
             assert [(await call).status_code for call in (first, second)] == [200, 200]
             await transport.aclose()
             await left.acquire()
-        await left.acquire()
+            await busy.aclose()
+            await left.acquire()
 
     asyncio.run(main())
     assert len(connections) == 2
