@@ -165,7 +165,7 @@ class Answer:
     """What the inner transport answers: an exception, or status, headers and chunks (an exception there is raised)."""
 
     chunks: Iterable[bytes | Exception] = ()
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] | dict[bytes, bytes] = field(default_factory=dict)
     status: int = 200
     error: BaseException | None = None
 
@@ -196,6 +196,18 @@ class Inner:
 
     async def aclose(self) -> None:
         self.closed += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
 
 
 def body_stream(library: Any, chunks: Iterable[bytes | Exception]) -> Any:
@@ -233,6 +245,11 @@ class Caller:
 
     library: Any
     awaits: bool
+
+    def bare(self) -> Any:
+        """The library's own transport, with nothing of ours; without certificates, which take long to load."""
+        kind = self.library.AsyncHTTPTransport if self.awaits else self.library.HTTPTransport
+        return kind(verify=False)
 
     def send(self, transport: Any, method: str = "POST", url: str = URL, **kwargs: Any) -> Any:
         """One request and its whole answer."""

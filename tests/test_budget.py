@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import gzip
 import itertools
 import json
+import random
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -152,6 +155,9 @@ def test_a_pacer_of_ones_own_brings_its_limits(given):
         ("DELETE", "/v1/files/f", b""),
         ("POST", "/v1/files", b"\x00\x01"),
         ("POST", "/v1/messages/count_tokens", b'{"model": "m", "messages": []}'),
+        ("POST", "/v1/messages/batches", b'{"model": "m", "requests": [], "messages": []}'),
+        ("POST", "/v1/batches", b'{"input_file_id": "f", "endpoint": "/v1/chat/completions"}'),
+        ("GET", "/health", b""),
         ("POST", "/hook", b'{"text": "model"}'),
     ],
 )
@@ -160,7 +166,12 @@ def test_what_is_no_model_call_passes_untouched(caller, method, path, body):
     pacer, inner = Pacer(ceiling=0), Inner(Answer([b"one", b"", b"two"], {"x-kept": "yes"}, 201))
     mark = object()
     response = caller.send(
-        BudgetTransport(inner, pacer=pacer), method, "http://a.test" + path, content=body, extensions={"mark": mark}
+        BudgetTransport(inner, pacer=pacer),
+        method,
+        "http://a.test" + path,
+        content=body,
+        headers={"content-type": "application/json"},
+        extensions={"mark": mark},
     )
     assert (response.status_code, response.content, dict(response.headers)) == (201, b"onetwo", {"x-kept": "yes"})
     assert "pacer" not in response.extensions
@@ -309,6 +320,67 @@ def test_a_file_of_a_form_passes_unread(caller):
         assert server.bodies[0].count(b"\x00") == 40_000
     assert response.extensions["pacer"].reserved > 40_000 / 4
     assert books(pacer) == (30, 0, 0, 0)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-unheard-of"])
+def test_a_compressed_request_goes_out_as_it_is(caller, encoding):
+    """Nobody can read its cap: the worst case is the default's, and its bytes are not touched."""
+    pacer, inner = Pacer(ceiling=10_000), Inner(ok())
+    body = gzip.compress(json.dumps(ask(max_tokens=7, stream=True)).encode())
+    headers = {"content-encoding": encoding, "content-type": "application/json"}
+    response = caller.send(BudgetTransport(inner, pacer=pacer, output_cap="inject"), content=body, headers=headers)
+    assert response.content == answer_json()
+    assert inner.requests[0].content == body
+    assert response.extensions["pacer"].reserved > 4_096
+    assert books(pacer) == (30, 0, 0, 0)
+
+
+@pytest.mark.parametrize("said", [None, 0, -1, "7", 7.5, True, [7], {}])
+def test_a_cap_that_makes_no_sense_counts_as_none(caller, said):
+    """The provider may refuse it, we do not: the default is held, and the request goes out as it came."""
+    pacer, inner = Pacer(), Inner(ok())
+    response = caller.send(BudgetTransport(inner, pacer=pacer), json=ask(said))
+    assert json.loads(inner.requests[0].content) == ask(said)
+    assert 4_096 < response.extensions["pacer"].reserved < 4_200
+    assert books(pacer) == (30, 0, 0, 0)
+
+
+def test_a_huge_cap_is_lowered_under_a_ceiling_and_bounded_without_one(caller):
+    """A thousand million tokens of output are no reason to refuse, and no reason to believe it."""
+    for ceiling, most in ((None, 10_000_200), (5_000, 5_000)):
+        pacer, inner = Pacer(ceiling=ceiling), Inner(ok())
+        response = caller.send(BudgetTransport(inner, pacer=pacer), json=ask(10**9))
+        assert 4_000 < response.extensions["pacer"].reserved <= most
+        sent = json.loads(inner.requests[0].content)["max_tokens"]
+        assert sent == 10**9 if ceiling is None else sent < 5_000
+        assert books(pacer) == (30, 0, 0, 0)
+
+
+def test_an_image_counts_as_its_text_until_answers_teach_better():
+    """As the README says: the first hold is as large as the text of the image, later ones come down to the bill."""
+    image = base64.b64encode(random.Random(3).randbytes(150_000)).decode()
+    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}}
+    usage = {"prompt_tokens": 1_000, "completion_tokens": 10, "total_tokens": 1_010}
+    transport = BudgetTransport(Inner(ok(usage)), pacer=Pacer())
+    with httpx.Client(transport=transport) as client:
+        body = ask(messages=[{"role": "user", "content": [part]}])
+        held = [client.post(URL, json=body).extensions["pacer"].reserved for _ in range(30)]
+    assert held[0] > len(image) / 8
+    assert held[-1] < held[0] / 10
+    assert min(held) > 1_010
+    assert books(transport.pacer) == (30 * 1_010, 0, 0, 0)
+
+
+def test_an_embedding_holds_no_output(caller):
+    """Neither a default cap nor a learned one."""
+    usage = {"prompt_tokens": 8, "total_tokens": 8}
+    pacer = Pacer()
+    url = "http://model.test/v1/embeddings"
+    response = caller.send(
+        BudgetTransport(Inner(ok(usage)), pacer=pacer), url=url, json={"model": "m", "input": "a word"}
+    )
+    assert response.extensions["pacer"].reserved < 100
+    assert books(pacer) == (8, 0, 0, 0)
 
 
 # ---------------------------------------------------------------- the receipt

@@ -136,6 +136,22 @@ def test_a_longer_wait_than_a_minute_is_not_kept():
     assert retry_info(REFUSED.replace(b"40.5s", b"999999s")) == Word(LONGEST_WAIT_SECONDS)
 
 
+@pytest.mark.parametrize(
+    "said", ["nan", "-1", "1e9", "1000000000", "inf", "soon", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT", ""]
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_no_retry_after_stops_a_lane_for_long(caller, status, said):
+    """The caller gets the answer as it is; the pause is a minute at most, and a tenth more by chance."""
+    pacer = Pacer()
+    answer = Answer([b"busy"], {"retry-after": said}, status)
+    response = caller.send(BudgetTransport(Inner(answer), pacer=pacer), json=ask())
+    assert (response.status_code, response.content, response.headers["retry-after"]) == (status, b"busy", said)
+    pause = pacer.status().server_pause_seconds
+    assert 0 <= pause <= 1.1 * LONGEST_WAIT_SECONDS
+    assert (pause > 0) == (status == 429 or said in ("1e9", "1000000000", "Fri, 31 Dec 9999 23:59:59 GMT"))
+    assert books(pacer) == (0, 0, 0, 0)
+
+
 def test_a_low_remaining_slows_down_before_the_429_comes(caller):
     headers = {"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "1",
                "x-ratelimit-reset-requests": "50s"}  # fmt: skip

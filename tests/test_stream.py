@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
+import gzip
 import json
 from itertools import pairwise
 from typing import Any
 
+import anthropic
 import httpx
+import openai
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pacer import Pacer
+from tests.engine import Clock
 from tests.servers import (
     CHAT,
     LIBRARIES,
@@ -24,9 +29,11 @@ from tests.servers import (
     Connection,
     Inner,
     Server,
+    answer_json,
     ask,
     books,
     chunked,
+    ok,
     whole,
 )
 from transports import BudgetTransport
@@ -224,6 +231,188 @@ def test_an_event_too_large_to_read_passes_whole(caller):
     assert got == b"".join(parts)
     assert receipt.source == "estimate"
     assert sum(books(pacer)[:2]) == receipt.reserved
+
+
+CUMULATIVE = [
+    event({"choices": [{"delta": {"content": "x"}}], "usage": {"prompt_tokens": 20, "completion_tokens": made}})
+    for made in (1, 5, 10)
+]
+LATER = event({"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": 40, "total_tokens": 60}})
+
+
+@pytest.mark.parametrize(
+    ("events", "charged"),
+    [
+        ([*TEXT, USAGE], 30),
+        ([*TEXT, USAGE[:-2]], 30),
+        ([*TEXT, USAGE[:-1], b": bye"], 30),
+        ([*TEXT, USAGE, LATER, DONE], 60),
+        ([*CUMULATIVE, DONE], 30),
+        ([b"\xef\xbb\xbf", *TEXT, b": ping\n\n", USAGE.replace(b"data: ", b"data:"), DONE], 30),
+        ([part.replace(b"\n", b"\r\n") for part in (*TEXT, USAGE, DONE)], 30),
+        ([part.replace(b"\n", b"\r") for part in (*TEXT, USAGE, DONE)], 30),
+        ([*TEXT, event({"choices": [{"delta": {"content": "x" * 5_000_000}}]}), USAGE, DONE], 30),
+    ],
+    ids=["no [DONE]", "no blank line at the end", "a comment at the end", "usage twice", "usage on every chunk",
+         "byte order mark, comment and no space", "CRLF", "CR", "an event of 5 MB"],
+)  # fmt: skip
+def test_an_odd_stream_is_billed_by_its_last_usage(caller, events, charged):
+    """Nothing is summed, nothing is missed, and every byte passes to the caller who asked for the usage."""
+    pacer = Pacer()
+    transport = BudgetTransport(Inner(stream_of(*events)), pacer=pacer)
+    _, chunks = caller.stream(transport, json=asked(True))
+    assert chunks == events
+    assert books(pacer) == (charged, 0, 0, 0)
+
+
+@pytest.mark.parametrize("end", ["response.completed", "response.incomplete", "response.failed"])
+def test_a_responses_stream_is_billed_however_it_ends(caller, end):
+    """Incomplete and failed answers cost what they made."""
+    bill = {"input_tokens": 20, "output_tokens": 10, "total_tokens": 30}
+    events = [event({"type": "response.output_text.delta"}), event({"type": end, "response": {"usage": bill}}, end)]
+    pacer, _, got = metered(caller, stream_of(*events), url="http://model.test/v1/responses")
+    assert got == b"".join(events)
+    assert books(pacer) == (30, 0, 0, 0)
+
+
+@pytest.mark.parametrize("after", [[], [DONE], [event({"type": "message_stop"})]])
+def test_an_error_inside_a_stream_is_no_bill(caller, after):
+    """It began with 200, and what was made before the error is billed: seen as spent, the rest unknown."""
+    broke = event({"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}, "error")
+    for url, events in (("http://model.test" + CHAT, TEXT), (CLAUDE, [START, WORD, WORD])):
+        pacer, receipt, got = metered(caller, stream_of(*events, broke, *after), url=url)
+        assert got == b"".join([*events, broke, *after])
+        assert receipt.source == "estimate"
+        assert receipt.charged >= 2
+        assert books(pacer) == (receipt.charged, receipt.reserved - receipt.charged, 0, 0)
+
+
+@given(places=SPLITS)
+def test_a_gemini_stream_as_one_json_array_is_metered_at_any_split(places):
+    """Without ``alt=sse`` the whole stream is one array."""
+    told = {"promptTokenCount": 20, "candidatesTokenCount": 10, "totalTokenCount": 30}
+    parts: list[dict[str, Any]] = [{"candidates": [{"content": {"parts": [{"text": "x"}]}}]}] * 3
+    body = json.dumps([*parts, {"candidates": [{"finishReason": "STOP"}], "usageMetadata": told}], indent=1).encode()
+    pacer = Pacer()
+    inner = Inner(stream_of(*cut(body, places), headers={"content-type": "application/json; charset=UTF-8"}))
+    with httpx.Client(transport=BudgetTransport(inner, pacer=pacer)) as client:
+        url = "http://model.test/v1beta/models/g:streamGenerateContent"
+        assert client.post(url, json={"contents": []}).content == body
+    assert books(pacer) == (30, 0, 0, 0)
+
+
+@pytest.mark.parametrize("way", ["raw", "bytes", "text", "lines", "read"])
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_a_stream_may_be_read_in_any_way(caller, way, encoding):
+    """The same pieces as without us, and the same bill."""
+    packed = gzip.compress(OPENAI) if encoding == "gzip" else OPENAI
+    answer = Answer(cut(packed, list(range(0, 900, 7))), {**SSE, "content-encoding": encoding})
+    pacer = Pacer()
+
+    def block(transport: Any) -> Any:
+        with (
+            caller.library.Client(transport=transport) as client,
+            client.stream("POST", CLAUDE.replace(MESSAGES, CHAT), json=asked(True)) as response,
+        ):
+            return response.read() if way == "read" else list(getattr(response, f"iter_{way}")())
+
+    async def wait(transport: Any) -> Any:
+        async with (
+            caller.library.AsyncClient(transport=transport) as client,
+            client.stream("POST", CLAUDE.replace(MESSAGES, CHAT), json=asked(True)) as response,
+        ):
+            if way == "read":
+                return await response.aread()
+            return [piece async for piece in getattr(response, f"aiter_{way}")()]
+
+    paced = BudgetTransport(Inner(answer), pacer=pacer)
+    got = caller.run(lambda: block(paced), lambda: wait(paced))
+    assert got == caller.run(lambda: block(Inner(answer)), lambda: wait(Inner(answer)))
+    assert books(pacer) == (30, 0, 0, 0)
+
+
+class Ship(pydantic.BaseModel):
+    """What a parsed answer is."""
+
+    name: str
+
+
+def test_the_helpers_of_openai_are_metered():
+    """Raw responses, streamed responses, ``parse`` and ``stream``: whatever reads the body, it is billed once."""
+    pacer = Pacer()
+    parsed = json.loads(answer_json())
+    parsed["choices"][0]["message"]["content"] = '{"name": "Beagle"}'
+    chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    words = [event({**chunk, "choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]})] * 3
+    usage = event({**chunk, "choices": [], "usage": json.loads(answer_json())["usage"]})
+    whole_one = Answer([json.dumps(parsed).encode()], {"content-type": "application/json"})
+    inner = Inner(whole_one, whole_one, whole_one, stream_of(*words, usage, DONE))
+    with openai.OpenAI(
+        api_key="k", http_client=openai.DefaultHttpxClient(transport=BudgetTransport(inner, pacer=pacer))
+    ) as client:
+        chat: Any = client.chat.completions
+        said = ask()
+        assert chat.with_raw_response.create(**said).parse().usage.total_tokens == 30
+        assert books(pacer) == (30, 0, 0, 0)
+        with chat.with_streaming_response.create(**said) as response:
+            assert books(pacer)[3] == 1
+            assert json.loads(b"".join(response.iter_bytes())) == parsed
+        assert books(pacer) == (60, 0, 0, 0)
+        assert chat.parse(**said, response_format=Ship).choices[0].message.parsed == Ship(name="Beagle")
+        assert books(pacer) == (90, 0, 0, 0)
+        with chat.stream(**said) as stream:
+            assert stream.get_final_completion().choices[0].message.content == "xxx"
+        assert books(pacer) == (120, 0, 0, 0)
+
+
+def test_the_helpers_of_anthropic_are_metered():
+    """``messages.stream`` reads on to the end by itself; a streaming response that is left early is unknown."""
+    message: dict[str, object] = {
+        "id": "m", "type": "message", "role": "assistant", "model": "m", "content": [], "stop_reason": None,
+        "stop_sequence": None, "usage": {"input_tokens": 20, "output_tokens": 1},
+    }  # fmt: skip
+    block = {"type": "text", "text": ""}
+    events = [
+        event({"type": "message_start", "message": message}, "message_start"),
+        event({"type": "content_block_start", "index": 0, "content_block": block}, "content_block_start"),
+        event({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x"}},
+              "content_block_delta"),
+        event({"type": "content_block_stop", "index": 0}, "content_block_stop"),
+        event({"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+               "usage": {"output_tokens": 10}}, "message_delta"),
+        event({"type": "message_stop"}, "message_stop"),
+    ]  # fmt: skip
+    pacer = Pacer()
+    transport = BudgetTransport(Inner(stream_of(*events)), pacer=pacer)
+    with anthropic.Anthropic(api_key="k", http_client=anthropic.DefaultHttpxClient(transport=transport)) as client:
+        messages: Any = client.messages
+        with messages.stream(**ask()) as stream:
+            assert stream.get_final_text() == "x"
+        assert books(pacer) == (30, 0, 0, 0)
+        with messages.with_streaming_response.create(**ask(stream=True)) as response:
+            assert next(response.iter_bytes()) == events[0]
+        spent, unknown, held, in_flight = books(pacer)
+        assert spent == 30 + 21
+        assert unknown > 400
+        assert (held, in_flight) == (0, 0)
+
+
+def test_an_open_stream_keeps_nothing_of_the_rate():
+    """However slowly it drips: what its admission took comes back with time, and others go on."""
+    clock = Clock()
+    pacer = Pacer(tokens_per_second=100, burst=1_000, max_wait=0, clock=clock)
+    transport = BudgetTransport(Inner(stream_of(*TEXT), ok()), pacer=pacer, refusal="raise")
+    response = transport.handle_request(httpx.Request("POST", CLAUDE, json=ask(900, stream=True)))
+    reader = iter(response.stream)
+    next(reader)
+    assert books(pacer)[3] == 1
+    clock.now += 30
+    assert pacer.status().tokens_available == 1_000
+    with httpx.Client(transport=transport) as client:
+        assert client.post(CLAUDE, json=ask(900)).status_code == 200
+    assert books(pacer)[3] == 1
+    response.close()
+    assert books(pacer)[2:] == (0, 0)
 
 
 # ---------------------------------------------------------------- streams that end too early

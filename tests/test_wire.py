@@ -510,3 +510,60 @@ def test_a_gemini_stream_as_one_array_is_billed_by_its_last_element():
     assert GEMINI.read_answer(json.dumps(parts).encode()) == GEMINI_USAGE
     assert GEMINI.read_answer(json.dumps(parts[1]).encode()) == GEMINI_USAGE
     assert GEMINI.read_answer(b"[]") is None
+
+
+# ---------------------------------------------------------------- what is inside and what is beside, by dialect
+
+CONVERSE = bedrock.CONVERSE
+
+
+@pytest.mark.parametrize(
+    ("wire", "said", "usage"),
+    [
+        (RESPONSES, {"input_tokens_details": {"cached_tokens": 99}}, Usage(20, 10, cached=20)),
+        (RESPONSES, {"output_tokens_details": {"reasoning_tokens": 6}}, Usage(20, 10, reasoning=6)),
+        (RESPONSES, {"total_tokens": 90}, Usage(20, 10, total=90)),
+        (RESPONSES, {"total_tokens": 3}, Usage(20, 10)),
+        (CLAUDE, {"cache_read_input_tokens": 99}, Usage(119, 10, cached=99)),
+        (CLAUDE, {"cache_creation_input_tokens": 99}, Usage(119, 10, written=99)),
+        (COHERE, {"cached_tokens": 5}, Usage(20, 10, cached=5)),
+        (COHERE, {"cached_tokens": 99}, Usage(20, 10, cached=20)),
+        (COHERE, {"cached_tokens": "junk"}, Usage(20, 10)),
+        (CONVERSE, {"cacheReadInputTokens": 5, "totalTokens": 30}, Usage(20, 10, cached=5)),
+        (CONVERSE, {"cacheReadInputTokens": 5, "totalTokens": 35}, Usage(25, 10, cached=5)),
+        (CONVERSE, {"cacheReadInputTokens": 99, "totalTokens": 30}, Usage(20, 10, cached=20)),
+        (CONVERSE, {"cacheWriteInputTokens": 7, "totalTokens": 37}, Usage(27, 10, written=7)),
+        (CONVERSE, {"totalTokens": 3}, Usage(20, 10)),
+        (GEMINI, {"cachedContentTokenCount": 99}, Usage(20, 10, cached=20)),
+        (GEMINI, {"thoughtsTokenCount": 6}, Usage(20, 16, reasoning=6)),
+        (GEMINI, {"thoughtsTokenCount": 6, "totalTokenCount": 36}, Usage(20, 16, reasoning=6)),
+        (GEMINI, {"totalTokenCount": 3}, Usage(20, 10)),
+        (OLLAMA, {}, Usage(20, 10)),
+        (CHAT, {"prompt_cache_hit_tokens": 5}, Usage(20, 10, cached=5)),  # DeepSeek
+        (CHAT, {"prompt_cache_hit_tokens": 99}, Usage(20, 10, cached=20)),
+    ],
+    ids=named,
+)
+def test_cached_and_reasoning_tokens_count_as_their_dialect_has_them(wire, said, usage):
+    """Inside or beside, and never more of them than there can be."""
+    names = {
+        RESPONSES: ("input_tokens", "output_tokens"),
+        CLAUDE: ("input_tokens", "output_tokens"),
+        CONVERSE: ("inputTokens", "outputTokens"),
+        GEMINI: ("promptTokenCount", "candidatesTokenCount"),
+        OLLAMA: ("prompt_eval_count", "eval_count"),
+        CHAT: ("prompt_tokens", "completion_tokens"),
+    }
+    parts: dict[str, object] = {"tokens": {"input_tokens": 20.0, "output_tokens": 10.0}}
+    if wire is not COHERE:
+        parts = dict(zip(names[wire], (20, 10), strict=True))
+    assert wire.usage({**parts, **said}) == usage
+
+
+@pytest.mark.parametrize("wire", FAMILIES, ids=lambda wire: f"{wire.provider} {wire.path_end}")
+def test_of_two_usages_in_any_dialect_the_last_counts(wire):
+    """As any JSON reader has it."""
+    name = {"gcp.gemini": "usageMetadata", "ollama": "prompt_eval_count"}.get(wire.provider, "usage")
+    read = wire.read_answer(f'{{"{name}": {{"a": 1}}, "{name}": {{"a": 2}}}}'.encode())
+    assert str({"a": 2}) in str(read)
+    assert str({"a": 1}) not in str(read)
