@@ -88,14 +88,13 @@ def settled(usage: Usage, settlement: Settlement, run: str) -> None:
     """A reservation has ended."""
     _active.add(-1, {"pacer.run": run})
     _requests.add(1, {"pacer.run": run, "pacer.result": settlement.source})
-    for token_class, amount in (
-        ("input", usage.input - usage.cached),
-        ("cached", usage.cached),
-        ("output", usage.output),
-        ("unknown", settlement.unknown),
-    ):
-        if amount > 0:
-            _tokens.add(amount, {"pacer.run": run, "pacer.token.class": token_class})
+    if usage.tokens:
+        _tokens.add(usage.input - usage.cached, {"pacer.run": run, "pacer.token.class": "input"})
+        _tokens.add(usage.output, {"pacer.run": run, "pacer.token.class": "output"})
+    if usage.cached:
+        _tokens.add(usage.cached, {"pacer.run": run, "pacer.token.class": "cached"})
+    if settlement.unknown:
+        _tokens.add(settlement.unknown, {"pacer.run": run, "pacer.token.class": "unknown"})
 
 
 def uncharged(reason: str, run: str) -> None:

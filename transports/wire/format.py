@@ -6,7 +6,7 @@ Numbers from a provider are believed only if they are whole and not negative; ev
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -39,15 +39,14 @@ class Call(msgspec.Struct):
     usage_at: Path | None = None
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(msgspec.Struct):
     """What the events of one stream have said so far.
 
     ``usage`` is the last report, ``final`` whether it is the bill; ``seen_output`` counts deltas, a lower bound of the
     output tokens.
     """
 
-    usage: dict[str, object] = field(default_factory=dict)
+    usage: dict[str, object] = {}
     final: bool = False
     seen_output: int = 0
 
