@@ -6,13 +6,16 @@ lines of JSON, where the usage stands and what its numbers include.
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 PIECES = ("Hel", "lo from ", "loopback")
 TEXT = "".join(PIECES)
+VECTOR = [0.25, 0.5]
 TOOL = "weather"
 MODEL = "m"
 
@@ -117,7 +120,8 @@ def mistral_stream(said: Json, tokens: Tokens) -> list[bytes]:
 
 
 def embeddings(said: Json, tokens: Tokens) -> Json:
-    vector = {"object": "embedding", "index": 0, "embedding": [0.25, 0.5]}
+    packed = base64.b64encode(struct.pack("<2f", *VECTOR)).decode()
+    vector = {"object": "embedding", "index": 0, "embedding": packed if said["encoding_format"] == "base64" else VECTOR}
     usage = {"prompt_tokens": tokens.given, "total_tokens": tokens.given}
     return {"object": "list", "model": MODEL, "data": [vector], "usage": usage}
 
@@ -125,12 +129,12 @@ def embeddings(said: Json, tokens: Tokens) -> Json:
 # ---------------------------------------------------------------- OpenAI Responses
 
 
-def responses_item(said: Json, status: str = "completed") -> Json:
+def responses_item(said: Json) -> Json:
     if wants_tool(said):
         return {"id": "f", "type": "function_call", "call_id": "t1", "name": TOOL, "arguments": '{"town": "Rome"}',
-                "status": status}  # fmt: skip
+                "status": "completed"}  # fmt: skip
     part = {"type": "output_text", "text": TEXT, "annotations": []}
-    return {"id": "o", "type": "message", "role": "assistant", "status": status, "content": [part]}
+    return {"id": "o", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
 
 
 def responses(said: Json, tokens: Tokens) -> Json:
@@ -150,11 +154,12 @@ def responses_stream(said: Json, tokens: Tokens) -> list[bytes]:
     done = responses(said, tokens)
     begun = {**done, "status": "in_progress", "output": [], "usage": None}
     item = responses_item(said)
+    empty: Json = {"arguments": ""} if "arguments" in item else {"content": []}
     place: Json = {"output_index": 0, "item_id": item["id"]}
     events: list[Json] = [
         {"type": "response.created", "response": begun},
-        {"type": "response.output_item.added", "output_index": 0, "item": responses_item(said, "in_progress")},
-        *(_arguments(item, place) if wants_tool(said) else _text(item, place)),
+        {"type": "response.output_item.added", "output_index": 0, "item": {**item, "status": "in_progress", **empty}},
+        *(_arguments(item, place) if "arguments" in item else _text(item, place)),
         {"type": "response.output_item.done", "output_index": 0, "item": item},
         {"type": "response.completed", "response": done},
     ]

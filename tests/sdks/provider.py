@@ -10,8 +10,9 @@ from tests.sdks import dialects
 from tests.sdks.dialects import Dialect, Json, Tokens
 from tests.servers import Connection, Server, chunked, whole
 
-MISTRAL = "http://api.mistral.ai"
-"""Mistral's own host, to be reached with the provider as proxy: there, and only there, is its dialect told apart."""
+MISTRAL, MISTRAL_EU = "http://api.mistral.ai", "http://api.eu.mistral.ai"
+"""Mistral's own hosts, two of the three its SDK knows, to be reached with the provider as proxy: it is by them that
+its dialect is told apart."""
 
 # The first end of a path that fits.
 ROUTES = {
@@ -66,7 +67,7 @@ class Provider(Server):
 
 
 def _dialect(target: SplitResult) -> Dialect | None:
-    if target.hostname == urlsplit(MISTRAL).hostname:
+    if (target.hostname or "").endswith(".mistral.ai"):
         return dialects.MISTRAL
     return next((dialect for end, dialect in ROUTES.items() if target.path.endswith(end)), None)
 
