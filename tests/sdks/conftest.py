@@ -11,6 +11,7 @@ from tests.sdks.provider import Provider
 
 # Read when the SDKs are imported.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["LANGSMITH_TRACING_V2"] = "false"
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else litellm fetches its list of prices
 os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
 

@@ -12,6 +12,7 @@ from tests.sdks.provider import Provider
 from transports import BudgetTransport
 
 SAID = 3
+KIND, STYLE = ("sync", "async"), ("plain", "stream")  # by whether it awaits, and whether it streams
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Items? .* using the `ReadOnly` qualifier:UserWarning"),  # litellm's own types
@@ -22,9 +23,7 @@ pytestmark = [
 each_way = pytest.mark.parametrize(
     ("way", "awaits", "streamed"),
     [
-        pytest.param(
-            way, awaits, streamed, id="-".join((name, "async" * awaits or "sync", "stream" * streamed or "plain"))
-        )
+        pytest.param(way, awaits, streamed, id=f"{name}-{KIND[awaits]}-{STYLE[streamed]}")
         for name, way in {**clients.WAYS, **frameworks.WAYS}.items()
         for awaits in (False, True)
         for streamed in (False, True)
