@@ -100,6 +100,9 @@ def huggingface_chat(desk: Desk) -> Any:
     return client.chat_completion(ASK, model=MODEL, max_tokens=CAP, stream=desk.streamed)
 
 
+# ---------------------------------------------------------------- the text that came
+
+
 def chat_whole(said: Any) -> str:
     text: str = said.choices[0].message.content
     return text
