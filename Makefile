@@ -5,7 +5,7 @@ ARGS ?=
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test wheel check bench format
+.PHONY: demo test test-sdks wheel check bench format
 
 # $(call find_python,3.N): the first python3.N that really runs (a pyenv shim may exist and not run).
 find_python = $(shell for p in "$$(command -v python$(1))" "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$(1)*/bin/python; do \
@@ -26,12 +26,18 @@ test: .venv/.installed
 	@echo "==   not on this machine: $(or $(filter-out $(NEWER),$(WANTED)),none)"
 	.venv/bin/python -m pytest $(ARGS)
 	@set -e; for v in $(NEWER); do $(MAKE) --no-print-directory test-$$v; done
+	@$(MAKE) --no-print-directory test-sdks ARGS=
 	@$(MAKE) --no-print-directory wheel
 
 # One newer Python. The model is the same on each, so it is asked once, on .venv.
 test-%: .venv-%/.installed
 	@echo "== tests on: $$(.venv-$*/bin/python -V)"
 	.venv-$*/bin/python -m pytest -m 'not model' $(ARGS)
+
+# The newest SDKs and frameworks. Named, because pytest leaves this folder out by itself; ARGS choose among it only here.
+test-sdks: .venv-sdks/.installed
+	@echo "== tests of the SDKs on: $$(.venv-sdks/bin/python -V)"
+	.venv-sdks/bin/python -m pytest tests/sdks $(ARGS)
 
 # The wheel as a stranger gets it: no extras, nothing of this directory on the path.
 wheel: .venv/.installed
@@ -71,6 +77,11 @@ format: .venv/.installed
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+.venv-sdks/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-sdks
+	.venv-sdks/bin/python -m pip install -q -e '.[sdks]'
 	@touch $@
 
 .PRECIOUS: .venv-%/.installed

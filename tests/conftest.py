@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.servers import CALLERS, Caller
 
+collect_ignore = ["sdks"]  # only where it is named (make test-sdks): its SDKs have an environment of their own
+
 # A loaded machine is slow, not wrong: no example has a deadline.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def test_the_picture_shows_every_room():
             assert room in ROOMS[1] or path.name == "__init__.py", path
     for name in re.findall(r"(\w+\.py)", ROOMS[1]):
         assert any(list((ROOT / package).rglob(name)) for package in ("pacer", "transports")), name
+
+
+def test_the_table_of_sdks_names_the_versions_that_are_tested():
+    """All of them, and each as pinned for ``.venv-sdks``."""
+    pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["sdks"]
+    tested = {re.sub(r"\[.*]", "", pin).rpartition(".")[0].replace("==", " ") for pin in pins if "==" in pin}
+    assert set(re.findall(r"^\| ([\w-]+ \d+\.\d+) \|", README, re.MULTILINE)) == tested
 
 
 def test_what_the_readme_says_of_the_status_exists():

@@ -280,3 +280,41 @@ def test_one_transport_serves_all_four_clients_at_once():
         kinds = asyncio.run(call(server.url + CHAT))
     assert [name.partition(".")[0] for name in kinds] == ["httpx", "httpx2", "httpx", "httpx2"]
     assert books(pacer) == (120, 0, 0, 0)
+
+
+@pytest.mark.xfail(strict=True, reason="a client that closes takes the connections of all others of its kind along")
+def test_one_client_closing_cuts_no_answer_of_another(caller):
+    """Some frameworks close or drop their client after each call; the paid answer of a neighbour still arrives."""
+    pacer, rest = Pacer(), threading.Event()
+    transport = BudgetTransport(pacer=pacer)
+
+    def play(connection: Connection) -> None:
+        connection.read()
+        connection.write(ANSWER[:-9])
+        rest.wait(10)
+        connection.write(ANSWER[-9:])
+
+    def blocking(url: str) -> bytes:
+        neighbour = caller.library.Client(transport=transport)
+        with (
+            caller.library.Client(transport=transport) as client,
+            client.stream("POST", url, json=ask()) as response,
+        ):
+            neighbour.close()
+            rest.set()
+            return bytes(response.read())
+
+    async def awaiting(url: str) -> bytes:
+        neighbour = caller.library.AsyncClient(transport=transport)
+        async with (
+            caller.library.AsyncClient(transport=transport) as client,
+            client.stream("POST", url, json=ask()) as response,
+        ):
+            await neighbour.aclose()
+            rest.set()
+            return bytes(await response.aread())
+
+    with Server(play) as server:
+        url = server.url + CHAT
+        assert caller.run(lambda: blocking(url), lambda: awaiting(url)) == answer_json()
+    assert books(pacer) == (30, 0, 0, 0)
