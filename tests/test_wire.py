@@ -522,7 +522,7 @@ CONVERSE = bedrock.CONVERSE
     [
         (RESPONSES, {"input_tokens_details": {"cached_tokens": 99}}, Usage(20, 10, cached=20)),
         (RESPONSES, {"output_tokens_details": {"reasoning_tokens": 6}}, Usage(20, 10, reasoning=6)),
-        (RESPONSES, {"total_tokens": 90}, Usage(20, 10, total=90)),
+        (RESPONSES, {"total_tokens": 90}, Usage(20, 10, tokens=90)),
         (RESPONSES, {"total_tokens": 3}, Usage(20, 10)),
         (CLAUDE, {"cache_read_input_tokens": 99}, Usage(119, 10, cached=99)),
         (CLAUDE, {"cache_creation_input_tokens": 99}, Usage(119, 10, written=99)),

@@ -91,6 +91,7 @@ class Meter(Reading):
         self._events = events
         self._decode = decode
         self._body = bytearray()
+        self._failed = False
 
     def catch_up(self) -> None:
         """Read what was put aside, all of it."""
@@ -162,6 +163,9 @@ class Meter(Reading):
         self._body.clear()
 
     def _give_up(self, error: Exception) -> None:
+        if self._failed:
+            return
+        self._failed = True
         self._stop_reading()
         self.pacer.count_unread()
         # The kind of the error only: its text could quote the answer.
