@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, get_args
 
 import msgspec
 from msgspec.structs import replace
@@ -53,7 +53,7 @@ class Reservation(msgspec.Struct, eq=False):
     """A place for one call, from admission until it is settled. ``process`` counts the forks before it was given.
 
     ``call.worst`` is what is held: less than was asked where the output cap is to be lowered. ``probes`` says that it
-    is one of a server's slow start, ``usage`` what was used in the end.
+    is one of a server's slow start.
     """
 
     id: int
@@ -65,7 +65,6 @@ class Reservation(msgspec.Struct, eq=False):
     waited_seconds: float
     probes: bool = False
     settlement: Settlement | None = None
-    usage: Usage | None = None
     settled_at: float | None = None
 
 
@@ -121,7 +120,7 @@ class Admission:
         self.max_wait = max_wait
         self.may_wait = may_wait
         self.refused = 0
-        self.oddities: dict[Oddity, int] = {"unmetered": 0, "failed": 0, "unread": 0}
+        self.oddities: dict[Oddity, int] = dict.fromkeys(get_args(Oddity), 0)
         self._lanes: dict[tuple[str, str], _Lane] = {}
         self._blocked: list[Ticket] = []
         self.waiting = 0
@@ -201,7 +200,6 @@ class Admission:
             return
         place.settlement = settlement
         place.settled_at = now
-        place.usage = usage
         ledger.settle(place.account, place.call.worst, settlement)
         self._let_go(place)
         source = settlement.source

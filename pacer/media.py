@@ -69,7 +69,7 @@ have its quotes escaped."""
 _REFERENCES = (b'"image_url":', b'"file_url":', b'"file_id":', b'"fileUri":', b'"file_uri":', b':"url"', b': "url"')
 _NEAR = 400
 """Beside a medium is what stands within so many bytes of it;"""
-_EDGE = 4_096
+_EDGE = 2_048
 """references are looked for in so many bytes at both ends of a body: all of a long one would take longer than its
 measure."""
 

@@ -12,6 +12,7 @@ from pacer.admission import Admission, Gate, Reservation, gate
 from pacer.errors import LimitsConflict
 from pacer.estimate import Estimator, Learned
 from pacer.ledger import Account
+from pacer.profile import profile_of
 from pacer.settings import Settings, SettingsInput
 from pacer.smoothing import Smoothing
 from pacer.store import Store
@@ -56,6 +57,8 @@ class Pacer:
 
     def admit(self, call: Estimate) -> Generator[flow.Step, None, Reservation]:
         """The way of one call to its place, to be driven by a shell. Raises: BudgetExceeded."""
+        if self.settings.profile != "none":
+            call = profile_of(self.settings.profile, call).arriving(call)
         return flow.admit(self._store, call, self.run, self._smoothing)
 
     def answered(self, place: Reservation, status: int, word: Word | None) -> None:
@@ -71,25 +74,23 @@ class Pacer:
         """End a reservation, once, that cost nothing: it was not sent, or the provider said no. Safe as ``settle``."""
         self._settle(place, Usage(), Settlement(0, 0, "void"))
 
-    def settle_unseen(
-        self, place: Reservation, source: Source, told: Usage | None = None, seen_output: int = 0
-    ) -> None:
+    def settle_unseen(self, place: Reservation, source: Source, sure: Usage, likely_input: int) -> None:
         """End a reservation, once, whose bill nobody saw. Safe as ``settle``.
 
-        Spent is what is on the bill for sure: the ``told`` input or the least of the estimated one, and ``seen_output``
-        tokens at least. Unknown is the rest of the worst case; with ``unknown=seen`` the rest of the estimated input.
+        Spent is what is on the bill for ``sure``. Unknown is the rest of the worst case; with ``unknown=seen`` it is
+        only the rest of the ``likely_input``.
         """
-        call = place.call
-        input, output, cached = (told.input, told.output, told.cached) if told else (call.least_input, 0, 0)
-        usage = Usage(input, max(output, seen_output), cached)
-        unknown = max(0, call.worst - usage.tokens)
+        unknown = place.call.worst - sure.tokens
         if self.settings.unknown == "seen":
-            unknown = min(unknown, 0 if told else call.input - call.least_input)
-        self._settle(place, usage, Settlement(usage.tokens, unknown, source))
+            unknown = min(unknown, likely_input - sure.input)
+        self._settle(place, sure, Settlement(sure.tokens, max(0, unknown), source))
 
     def _settle(self, place: Reservation, usage: Usage, settlement: Settlement) -> None:
         if place.settlement is None:
-            self._store.settle(place, usage, settlement)
+            counted = usage
+            if self.settings.profile != "none":
+                counted = profile_of(self.settings.profile, place.call).counted(place.call, usage)
+            self._store.settle(place, counted, settlement)
             telemetry.settled(usage, settlement, self.run)
 
     @property
@@ -101,9 +102,10 @@ class Pacer:
         """A request passed that is no model call."""
         self._store.count("unmetered")
 
-    def count_failed(self) -> None:
-        """A provider answered with an error status; the call was not charged."""
+    def count_failed(self, worst: int) -> None:
+        """A provider answered with an error; the call was not charged. ``worst``: what it may bill all the same."""
         self._store.count("failed")
+        self._store.count("failed_tokens", worst)
         telemetry.uncharged("provider_error", self.run)
 
     def count_unread(self) -> None:

@@ -21,7 +21,7 @@ from pacer.errors import SettingsError
 LARGEST = 2**53 - 1
 _PLAIN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kM]?)", re.ASCII)
 _FACTOR = {"": 1, "k": 1_000, "M": 1_000_000}
-OF_A_TRANSPORT = frozenset({"refusal", "retries", "include_usage", "output_cap"})
+OF_A_TRANSPORT = frozenset({"refusal", "retries", "include_usage", "output_cap", "on_5xx"})
 """Settings in which transports of one run may differ."""
 _NUMBER = "a plain number such as 2000, 500k or 1.5M"
 
@@ -71,6 +71,7 @@ def _switch(value: object) -> bool:
     return answers[value]
 
 
+Profile = Literal["none", "host", "openai", "azure", "anthropic", "gemini", "bedrock", "groq"]
 RateSetting = Annotated[float | None, BeforeValidator(_rate)]
 AmountSetting = Annotated[int | None, BeforeValidator(_amount)]
 
@@ -87,6 +88,8 @@ _ACCEPTED = {
     "on_limit": "wait or refuse",
     "max_wait": "seconds from 0",
     "unknown": "worst or seen",
+    "on_5xx": "void or unknown",
+    "profile": "none, host, openai, azure, anthropic, gemini, bedrock or groq",
     "output_cap": "lower, inject or leave",
     "refusal": "response or raise",
     "retries": "a whole number from 0",
@@ -109,6 +112,8 @@ class SettingsInput(TypedDict, total=False):
     on_limit: Literal["wait", "refuse"]
     max_wait: float | str | None
     unknown: Literal["worst", "seen"]
+    on_5xx: Literal["void", "unknown"]
+    profile: Profile
     output_cap: Literal["lower", "inject", "leave"]
     refusal: Literal["response", "raise"]
     retries: int | str
@@ -132,6 +137,8 @@ class Settings(BaseSettings):
     on_limit: Literal["wait", "refuse"] = "wait"
     max_wait: Annotated[float | None, BeforeValidator(_seconds)] = None
     unknown: Literal["worst", "seen"] = "worst"
+    on_5xx: Literal["void", "unknown"] = "void"
+    profile: Profile = "none"
     output_cap: Literal["lower", "inject", "leave"] = "lower"
     refusal: Literal["response", "raise"] = "response"
     retries: Annotated[int, BeforeValidator(_amount)] = 0

@@ -41,10 +41,10 @@ class Usage(msgspec.Struct, frozen=True):
 class Estimate(msgspec.Struct, frozen=True):
     """What one call is thought to cost, in tokens, before it is sent.
 
-    ``input`` and ``output`` are what is expected (the rate's side); ``worst`` is the upper bound for the ceiling.
-    ``least`` is how far a lower output cap may bring the worst case down: to ``worst`` if the cap is not ours to lower.
-    ``tokens`` is input and output together; ``least_input`` is what of the input is on the bill for sure once the call
-    was sent.
+    ``input`` and ``output`` are what is expected (the rate's side), ``tokens`` is both together; ``worst`` is the upper
+    bound for the ceiling, of which ``output_cap`` is the output. ``least`` is how far a lower output cap may bring the
+    worst case down: to ``worst`` if the cap is not ours to lower. ``least_input`` is what of the input is on the bill
+    for sure once the provider answers.
     """
 
     input: int
@@ -55,6 +55,7 @@ class Estimate(msgspec.Struct, frozen=True):
     server: str = ""
     least: int = -1
     least_input: int = 0
+    output_cap: int = 0
     tokens: int = 0
     requests: int = 1
 
@@ -117,9 +118,9 @@ class Word(msgspec.Struct, frozen=True):
     allowances: tuple[Allowance, ...] = ()
 
 
-Oddity = Literal["unmetered", "failed", "unread"]
-"""What is counted beside the books: requests that are no model calls, calls that the provider answered with an error,
-and answers that an error of ours kept from being read (charged by estimate)."""
+Oddity = Literal["unmetered", "failed", "failed_tokens", "unread"]
+"""What is counted beside the books: requests that are no model calls; calls that the provider answered with an error,
+and what 5xx and 529 among them would have cost at worst; answers that an error of ours kept from being read."""
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -147,4 +148,5 @@ class Status(msgspec.Struct, frozen=True):
     refused: int
     unmetered: int
     failed: int
+    failed_tokens: int
     unread: int

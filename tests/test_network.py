@@ -130,7 +130,7 @@ def test_a_broken_answer_is_the_callers_error_and_unknown(caller, answer):
     """The same error after the same bytes; the question was heard, so the whole worst case may be on the bill."""
     pacer = through(caller, Faulty(answer))
     spent, unknown, *_ = books(pacer)
-    assert spent > 30
+    assert spent >= 30
     assert unknown > 400
     assert spent - 30 + unknown > 500
 
@@ -156,8 +156,8 @@ def test_a_bill_that_nobody_saw_is_within_the_books(caller, billed):
     with Faulty(b"") as server, pytest.raises(caller.library.RemoteProtocolError):
         caller.send(BudgetTransport(pacer=pacer, verify=False), url=server.url + CHAT, json=ask(), headers=FAULT)
     spent, unknown, held, in_flight = books(pacer)
-    assert spent > 0
-    assert billed <= spent + unknown
+    assert spent == 0
+    assert billed <= unknown
     assert (held, in_flight) == (0, 0)
 
 

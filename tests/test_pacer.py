@@ -42,7 +42,7 @@ def test_the_status_tells_spent_unknown_and_held_apart():
     budget = Pacer(ceiling=1_000)
     open_place = admitted(budget, 300)
     budget.settle(admitted(budget, 200), Usage(50, 30))
-    budget.settle_unseen(admitted(budget, 100), "partial", Usage(20))
+    budget.settle_unseen(admitted(budget, 100), "partial", Usage(20), 20)
     status = budget.status()
     assert (status.spent, status.unknown, status.held, status.remaining) == (100, 80, 300, 520)
     assert (status.in_flight, status.waiting, status.calls) == (1, 0, 2)
@@ -50,18 +50,24 @@ def test_the_status_tells_spent_unknown_and_held_apart():
     assert budget.status().held == 0
 
 
-@pytest.mark.parametrize(("unknown", "unseen"), [("worst", [470, 450, 440]), ("seen", [30, 30, 0])])
-def test_what_nobody_saw_of_a_bill_is_unknown(unknown, unseen):
-    """Spent is what is on it for sure. The rest of the worst case is unknown, or only that of the estimated input."""
-    call = Estimate(60, 40, 500, least_input=30)
-    for told, seen_output, spent, rest in zip(
-        [None, None, Usage(50, 5)], [0, 20, 10], [30, 50, 60], unseen, strict=True
-    ):
-        budget = Pacer(unknown=unknown)
-        with pytest.raises(StopIteration) as end:
-            next(budget.admit(call))
-        budget.settle_unseen(end.value.value, "partial", told, seen_output)
-        assert (budget.status().spent, budget.status().unknown) == (spent, rest)
+@pytest.mark.parametrize(
+    ("unknown", "sure", "likely_input", "rest"),
+    [
+        ("worst", Usage(), 60, 500),
+        ("worst", Usage(30, 20), 60, 450),
+        ("worst", Usage(30, 900), 60, 0),
+        ("seen", Usage(), 60, 60),
+        ("seen", Usage(30, 20), 60, 30),
+        ("seen", Usage(50, 10), 50, 0),
+    ],
+)
+def test_what_nobody_saw_of_a_bill_is_unknown(unknown, sure, likely_input, rest):
+    """Spent is what is on it for sure. The rest of the worst case is unknown, or only that of the likely input."""
+    budget = Pacer(unknown=unknown)
+    with pytest.raises(StopIteration) as end:
+        next(budget.admit(Estimate(60, 40, 500)))
+    budget.settle_unseen(end.value.value, "partial", sure, likely_input)
+    assert (budget.status().spent, budget.status().unknown) == (sure.tokens, rest)
 
 
 def test_what_was_learned_can_be_looked_at():

@@ -17,6 +17,7 @@ from pacer.errors import BudgetExceeded
 from pacer.flow import Park, Pause, Space
 from pacer.pacer import Pacer, join
 from pacer.settings import SettingsInput
+from pacer.usage import Usage
 from transports import limits, refusal, retry
 from transports.exchange import Exchange
 from transports.inner import Inner
@@ -121,7 +122,7 @@ class BudgetTransport(_Transport):
         place = yield from self.pacer.admit(exchange.estimate)
         try:
             cap = None
-            if place.call is not exchange.estimate or (exchange.injects and self.pacer.has_ceiling):
+            if place.call.worst != exchange.estimate.worst or (exchange.injects and self.pacer.has_ceiling):
                 cap = exchange.cap_to_send(place.call.worst)
             outgoing = exchange.outgoing(cap)
             progress = Progress(outgoing, awaits=awaits)
@@ -138,7 +139,7 @@ class BudgetTransport(_Transport):
             if progress.surely_unsent(error, exchange.library, always_reports=reports):
                 self.pacer.void(place)
             else:
-                self.pacer.settle_unseen(place, "partial")
+                self._settle_unanswered(place)
             raise
         return response
 
@@ -150,15 +151,19 @@ class BudgetTransport(_Transport):
         self.pacer.answered(place, status, limits.word_of(headers, time.time()))
         if 200 <= status < 300:
             self._read_along(response, headers, exchange, place)
-        elif status in (408, 409, 499):
-            self.pacer.settle_unseen(place, "partial")
+        elif status in (408, 409, 499) or (status >= 500 and self._settings.on_5xx == "unknown"):
+            self._settle_unanswered(place)
         else:
             self.pacer.void(place)
             if status >= 400:
-                self.pacer.count_failed()
+                self.pacer.count_failed(place.call.worst if status >= 500 else 0)
         if status == 429 and exchange.wire.provider in _WAIT_IN_BODY and not response.is_stream_consumed:
             listener = Listener(self.pacer, place, status, headers.get(b"content-encoding", b""))
             response.stream = metered(response.stream, listener, exchange.library)
+
+    def _settle_unanswered(self, place: Reservation) -> None:
+        """It was sent, and nothing tells whether the provider will bill it."""
+        self.pacer.settle_unseen(place, "partial", Usage(), place.call.input)
 
     def _read_along(
         self, response: Response, headers: dict[bytes, bytes], exchange: Exchange, place: Reservation

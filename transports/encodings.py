@@ -56,12 +56,34 @@ def _then(first: Decode, second: Decode) -> Decode:
 
 
 def _zlib() -> Decode:
-    stream = zlib.decompressobj(wbits=47)  # gzip or zlib, by the header
+    return _inflated(zlib.decompressobj(wbits=47))  # gzip or zlib, by the header
 
+
+def _inflated(stream: zlib._Decompress) -> Decode:
     def decode(chunk: bytes) -> bytes:
         if stream.eof:  # it would keep all that follows its end
             return b""
         return stream.decompress(stream.unconsumed_tail + chunk, LARGEST_EVENT_BYTES)
+
+    return decode
+
+
+def _deflate() -> Decode:
+    """As some servers send it: without the header that belongs to it."""
+    undo = _zlib()
+    is_first = True
+
+    def decode(chunk: bytes) -> bytes:
+        nonlocal undo, is_first
+        try:
+            return undo(chunk)
+        except zlib.error:
+            if not is_first:
+                raise
+            undo = _inflated(zlib.decompressobj(wbits=-15))
+            return undo(chunk)
+        finally:
+            is_first = False
 
     return decode
 
@@ -102,7 +124,7 @@ def _zstd() -> Decode:
 _DECODERS: dict[bytes, Callable[[], Decode]] = {
     b"gzip": _zlib,
     b"x-gzip": _zlib,
-    b"deflate": _zlib,
+    b"deflate": _deflate,
     b"br": _brotli,
     b"zstd": _zstd,
 }

@@ -16,7 +16,7 @@ from transports.wire import Call, Path, Wire, edited, recognise
 
 UNREADABLE_BODY_BYTES = 16_384
 """The size supposed for a body that can neither be read nor measured."""
-_REPORTS_USAGE_UNASKED = frozenset({"api.mistral.ai"})  # its streams end with usage, and it refuses unknown members
+_REPORTS_USAGE_UNASKED = ".mistral.ai"  # in all its regions streams end with usage, and unknown members are refused
 
 
 class Exchange(msgspec.Struct):
@@ -49,7 +49,7 @@ class Exchange(msgspec.Struct):
         if call.cap_at is not None:
             least = safe_input + min(cap, max(expected_output, call.least_cap * call.choices))
         estimated = Estimate(
-            expected_input, expected_output, worst, wire.provider, call.model, host, least, least_input
+            expected_input, expected_output, worst, wire.provider, call.model, host, least, least_input, cap
         )
         injects = call.cap_at is not None and call.output_cap is None
         return cls(request, library, body, wire, call, estimated, safe_input, measure, injects)
@@ -85,7 +85,7 @@ def _read(request: Request, body: bytes | None, path: str, wire: Wire, settings:
         call.model = wire.model_of(path)
     if settings.output_cap == "leave" or (call.output_cap is None and settings.output_cap != "inject"):
         call.cap_at = None
-    if not settings.include_usage or request.url.host in _REPORTS_USAGE_UNASKED:
+    if not settings.include_usage or request.url.host.endswith(_REPORTS_USAGE_UNASKED):
         call.usage_at = None
     if (call.cap_at is not None or call.usage_at is not None) and _is_signed(request):
         call.cap_at = call.usage_at = None

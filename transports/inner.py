@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
+from collections.abc import AsyncIterator, Iterator
+from functools import cache
 from types import ModuleType
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
@@ -20,6 +22,112 @@ Loop = asyncio.AbstractEventLoop | None
 Key = tuple[str, bool, Loop, str | None]
 
 
+class _Built:
+    """A transport that was built here. Clients share it, so it is closed when nobody reads from it any more.
+
+    Some frameworks close their client after each call; that must not cut the answers of others.
+    """
+
+    def __init__(self, transport: Any, library: ModuleType) -> None:
+        self.transport = transport
+        self._library = library
+        self._lock = threading.Lock()
+        self._open_answers = 0
+        self._is_closing = False
+
+    def handle_request(self, request: Any) -> Any:
+        """Pass the request on; its answer counts until it is closed."""
+        with self._lock:
+            self._open_answers += 1
+        try:
+            response = self.transport.handle_request(request)
+        except BaseException:
+            self.release()
+            raise
+        response.stream = _held(response.stream, self, self._library)
+        return response
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Pass the request on; its answer counts until it is closed."""
+        with self._lock:
+            self._open_answers += 1
+        try:
+            response = await self.transport.handle_async_request(request)
+        except BaseException:
+            await self.arelease()
+            raise
+        response.stream = _held(response.stream, self, self._library)
+        return response
+
+    def release(self) -> None:
+        """An answer was closed."""
+        if self._is_over(-1):
+            self.transport.close()
+
+    async def arelease(self) -> None:
+        """An answer was closed."""
+        if self._is_over(-1):
+            await self.transport.aclose()
+
+    def close(self) -> None:
+        """Close it now, or when the last answer has been."""
+        self._is_closing = True
+        if self._is_over(0):
+            self.transport.close()
+
+    async def aclose(self) -> None:
+        """Close it now, or when the last answer has been."""
+        self._is_closing = True
+        if self._is_over(0):
+            await self.transport.aclose()
+
+    def _is_over(self, change: int) -> bool:
+        with self._lock:
+            self._open_answers += change
+            return self._is_closing and self._open_answers == 0
+
+
+class _HeldStream:
+    """A body that is passed on as it is, whose end is told. The library's stream classes are mixed in by ``_held``."""
+
+    def __init__(self, inner: Any, built: _Built) -> None:
+        self._inner = inner
+        self._built: _Built | None = built
+
+    def __iter__(self) -> Iterator[bytes]:
+        chunks: Iterator[bytes] = iter(self._inner)
+        return chunks
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        chunks: AsyncIterator[bytes] = aiter(self._inner)
+        return chunks
+
+    def close(self) -> None:
+        built, self._built = self._built, None
+        try:
+            self._inner.close()
+        finally:
+            if built is not None:
+                built.release()
+
+    async def aclose(self) -> None:
+        built, self._built = self._built, None
+        try:
+            await self._inner.aclose()
+        finally:
+            if built is not None:
+                await built.arelease()
+
+
+def _held(inner: Any, built: _Built, library: ModuleType) -> Any:
+    return _stream_class(library)(inner, built)
+
+
+@cache
+def _stream_class(library: ModuleType) -> Any:
+    return type("HeldStream", (_HeldStream, library.SyncByteStream, library.AsyncByteStream), {})
+
+
 class Inner:
     """Gives the transport for a request; builds one per library, kind, event loop and proxy when none was given."""
 
@@ -29,7 +137,7 @@ class Inner:
         self._http2 = http2
         self._limits = limits
         self._proxies = getproxies() if given is None else {}
-        self._built: dict[Key, Any] = {}
+        self._built: dict[Key, _Built] = {}
         self._lock = threading.Lock()
 
     def reports_sending(self, library: ModuleType) -> bool:
@@ -44,12 +152,12 @@ class Inner:
         return self._built.get(key) or self._build(library, key)
 
     def close(self) -> None:
-        """Close the blocking transports; a later request builds new ones."""
+        """Close the blocking transports once nobody reads from them; a later request builds new ones."""
         for transport in self._take(awaits=False):
             transport.close()
 
     async def aclose(self) -> None:
-        """Close the awaiting transports of this loop; a later request builds new ones."""
+        """Close the awaiting transports of this loop once nobody reads from them; a later request builds new ones."""
         for transport in self._take(awaits=True):
             await transport.aclose()
 
@@ -57,10 +165,8 @@ class Inner:
         kind = library.AsyncHTTPTransport if key[1] else library.HTTPTransport
         with self._lock:
             self._built = {k: t for k, t in self._built.items() if k[2] is None or not k[2].is_closed()}
-            return self._built.setdefault(
-                key,
-                kind(verify=self._verify, http2=self._http2, limits=self._pool(library), proxy=key[3]),
-            )
+            built = kind(verify=self._verify, http2=self._http2, limits=self._pool(library), proxy=key[3])
+            return self._built.setdefault(key, _Built(built, library))
 
     def _pool(self, library: ModuleType) -> Any:
         chosen = self._limits

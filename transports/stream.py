@@ -177,14 +177,21 @@ class Meter(Reading):
         self.ended = True
         usage = self._reported()
         if usage is None or not self._tally.final:
-            # Usage in the middle of a stream may lag behind its text: the larger of both was produced.
-            source: Source = "estimate" if is_whole else "partial"
-            self.pacer.settle_unseen(self.place, source, usage, self._tally.seen_output)
+            self._settle_unseen("estimate" if is_whole else "partial", usage)
             return
         self.pacer.settle(self.place, usage)
         call, measure = self._exchange.call, self._exchange.measure
         if measure is not None:
             self.pacer.estimator.learn(call.model, self._wire.endpoint, measure, usage, call.choices)
+
+    def _settle_unseen(self, source: Source, told: Usage | None) -> None:
+        call, seen_output = self.place.call, self._tally.seen_output
+        if told is None:
+            self.pacer.settle_unseen(self.place, source, Usage(call.least_input, seen_output), call.input)
+            return
+        # Usage in the middle of a stream may lag behind its text: the larger of both was produced.
+        sure = Usage(told.input, max(told.output, seen_output), told.cached)
+        self.pacer.settle_unseen(self.place, source, sure, told.input)
 
     def _reported(self) -> Usage | None:
         """The usage reported so far, if it can be believed."""

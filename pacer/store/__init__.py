@@ -38,7 +38,7 @@ class Store(Protocol):
     def set_ceiling(self, ceiling: int | None) -> None:
         """Change the ceiling of the run at once."""
 
-    def count(self, oddity: Oddity) -> None:
+    def count(self, oddity: Oddity, amount: int = 1) -> None:
         """Count what is counted beside the books."""
 
     def status(self) -> Status:

@@ -104,10 +104,10 @@ class MemoryStore:
         with self._books:
             self._admission.set_ceiling(ceiling)
 
-    def count(self, oddity: Oddity) -> None:
+    def count(self, oddity: Oddity, amount: int = 1) -> None:
         """Count what is counted beside the books."""
         with self._books:
-            self._admission.oddities[oddity] += 1
+            self._admission.oddities[oddity] += amount
 
     def status(self) -> Status:
         """How everything stands, posted settlements included."""
