@@ -34,7 +34,7 @@ _COLD_VARIANCES = tuple((_DOUBT * weight) ** 2 for weight in _COLD_WEIGHTS)
 _REOPENING = 0.0003
 """By this share of what it was at first the variance of a weight grows with each lesson: a model that changes is
 learned anew, whatever was learned for how long."""
-_SAMPLE_BYTES = 2_048
+_SAMPLE_BYTES = 1_024
 """Of a text above this size only so many bytes are counted."""
 
 COLD_LEAST = 0.1
@@ -104,7 +104,7 @@ class Learned:
 
 
 def measure(body: bytes) -> Measure:
-    """Count ``body`` by class, its media apart; a text above 2 KiB by as many of its bytes, evenly spread over it."""
+    """Count ``body`` by class, its media apart; a text above 1 KiB by as many of its bytes, evenly spread over it."""
     text, pieces = media.apart(body)
     counts = _count(text) if len(text) <= _SAMPLE_BYTES else _sampled(text)
     if not pieces:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 from opentelemetry import metrics, trace
 
@@ -53,25 +54,25 @@ def waiting(ticket: Ticket, run: str) -> Iterator[WaitRecord]:
         **_model(call),
     }
     record = WaitRecord()
-    _queued.add(1, {"pacer.run": run})
+    _queued.add(1, _of(run))
     with _tracer.start_as_current_span("pacer.wait", attributes=attributes, record_exception=False) as span:
         try:
             yield record
         finally:
             span.set_attribute("pacer.wait.outcome", record.outcome)
-            _queued.add(-1, {"pacer.run": run})
+            _queued.add(-1, _of(run))
 
 
 def admitted(place: Reservation, run: str) -> None:
     """A call has its place."""
-    _time_in_queue.record(place.waited_seconds, {"pacer.run": run})
-    _active.add(1, {"pacer.run": run})
+    _time_in_queue.record(place.waited_seconds, _of(run))
+    _active.add(1, _of(run))
 
 
 def refused(refusal: BudgetExceeded, call: Estimate) -> None:
     """Event ``pacer.refused`` on the caller's span, and a count."""
     result = "timed_out" if isinstance(refusal, WaitTooLong) else "refused"
-    _requests.add(1, {"pacer.run": refusal.run, "pacer.result": result})
+    _requests.add(1, _of(refusal.run, "pacer.result", result))
     span = trace.get_current_span()
     if span.is_recording():
         numbers: dict[str, str | int] = {
@@ -86,20 +87,26 @@ def refused(refusal: BudgetExceeded, call: Estimate) -> None:
 
 def settled(usage: Usage, settlement: Settlement, run: str) -> None:
     """A reservation has ended."""
-    _active.add(-1, {"pacer.run": run})
-    _requests.add(1, {"pacer.run": run, "pacer.result": settlement.source})
+    _active.add(-1, _of(run))
+    _requests.add(1, _of(run, "pacer.result", settlement.source))
     if usage.tokens:
-        _tokens.add(usage.input - usage.cached, {"pacer.run": run, "pacer.token.class": "input"})
-        _tokens.add(usage.output, {"pacer.run": run, "pacer.token.class": "output"})
+        _tokens.add(usage.input - usage.cached, _of(run, "pacer.token.class", "input"))
+        _tokens.add(usage.output, _of(run, "pacer.token.class", "output"))
     if usage.cached:
-        _tokens.add(usage.cached, {"pacer.run": run, "pacer.token.class": "cached"})
+        _tokens.add(usage.cached, _of(run, "pacer.token.class", "cached"))
     if settlement.unknown:
-        _tokens.add(settlement.unknown, {"pacer.run": run, "pacer.token.class": "unknown"})
+        _tokens.add(settlement.unknown, _of(run, "pacer.token.class", "unknown"))
 
 
 def uncharged(reason: str, run: str) -> None:
     """A call passed without being charged."""
-    _uncharged.add(1, {"pacer.run": run, "reason": reason})
+    _uncharged.add(1, _of(run, "reason", reason))
+
+
+@lru_cache(maxsize=1_024)
+def _of(run: str, name: str = "", value: str = "") -> dict[str, str]:
+    """The attributes of a measurement, made once."""
+    return {"pacer.run": run, name: value} if name else {"pacer.run": run}
 
 
 def _model(call: Estimate) -> dict[str, str]:

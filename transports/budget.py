@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Generator
+from collections.abc import Awaitable, Generator
 from functools import partial
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -77,7 +77,7 @@ class BudgetTransport(_Transport):
             step = next(way)
             while True:
                 try:
-                    result = self._block(step)
+                    result = self._send(step) if type(step) is Send else self._block(step)
                 except BaseException as error:
                     step = way.throw(error)
                 else:
@@ -92,7 +92,7 @@ class BudgetTransport(_Transport):
             step = next(way)
             while True:
                 try:
-                    result = await self._await(step)
+                    result = await (self._asend(step) if type(step) is Send else self._await(step))
                 except BaseException as error:
                     step = way.throw(error)
                 else:
@@ -177,10 +177,17 @@ class BudgetTransport(_Transport):
         else:
             response.stream = metered(response.stream, reading, exchange.library)
 
+    def _send(self, step: Send) -> Response:
+        transport = self._inner.transport(step.library, step.request.url, awaits=False)
+        return transport.handle_request(step.request)
+
+    def _asend(self, step: Send) -> Awaitable[Response]:
+        transport = self._inner.transport(step.library, step.request.url, awaits=True)
+        answer: Awaitable[Response] = transport.handle_async_request(step.request)
+        return answer
+
     def _block(self, step: object) -> Any:
         match step:
-            case Send(outgoing, library):
-                return self._inner.transport(library, outgoing.url, awaits=False).handle_request(outgoing)
             case Park(store, ticket):
                 seat = parking.ThreadSeat(store.tick)
                 store.sit(ticket, seat)
@@ -195,9 +202,6 @@ class BudgetTransport(_Transport):
 
     async def _await(self, step: object) -> Any:
         match step:
-            case Send(outgoing, library):
-                transport = self._inner.transport(library, outgoing.url, awaits=True)
-                return await transport.handle_async_request(outgoing)
             case Park(store, ticket):
                 seat = parking.async_seat(store.tick)
                 store.sit(ticket, seat)

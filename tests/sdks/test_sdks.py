@@ -55,7 +55,6 @@ def test_a_ceiling_is_tried_once_and_its_message_is_shown(provider: Provider, wa
     assert (now.refused, now.spent, now.unknown, now.held, provider.calls) == (1, 0, 0, 0, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="of Mistral's hosts only api.mistral.ai is spared the switch for usage: 422")
 @pytest.mark.parametrize("awaits", [False, True], ids=["sync", "async"])
 def test_mistral_streams_from_its_other_regions(provider: Provider, awaits: bool):
     """Mistral refuses ``stream_options`` on each of its hosts, and needs none to tell the usage."""
