@@ -7,6 +7,8 @@ import base64
 import gc
 import gzip
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -610,3 +612,51 @@ def test_a_cancelled_reader_is_settled(library: Any):
             assert books(pacer)[1] > 400
 
     asyncio.run(play())
+
+
+def test_a_stream_whose_event_loop_is_closed_under_it_is_settled_when_collected():
+    """Nobody can await its close any more; the books do not need to."""
+    pacer = Pacer(ceiling=10_000)
+    transport = BudgetTransport(Inner(Answer([*TEXT, USAGE], SSE)), pacer=pacer)
+    kept: list[Any] = []
+
+    async def abandoned() -> None:
+        client = httpx.AsyncClient(transport=transport)
+        request = client.build_request("POST", "http://a.test" + CHAT, json=ask(stream=True))
+        kept.append(await client.send(request, stream=True))
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(abandoned())
+    loop.close()
+    assert books(pacer)[3] == 1
+    kept.clear()
+    with pytest.warns(ResourceWarning, match="dropped without being read or closed"):
+        gc.collect()
+    assert books(pacer)[2:] == (0, 0)
+    assert books(pacer)[1] > 400
+
+
+OPEN_AT_EXIT = """
+import asyncio, httpx
+from pacer import Pacer
+from transports import BudgetTransport
+
+class Inner(httpx.AsyncBaseTransport):
+    async def handle_async_request(self, request):
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=httpx.ByteStream(b"data: 1"))
+
+async def main():
+    client = httpx.AsyncClient(transport=BudgetTransport(Inner(), pacer=pacer))
+    request = client.build_request("POST", "http://a.test/v1/chat/completions", json={"model": "m", "max_tokens": 9})
+    kept.append(await client.send(request, stream=True))
+
+pacer, kept = Pacer(ceiling=10_000), []
+asyncio.run(main())
+print(pacer.status().in_flight)
+"""
+
+
+def test_an_answer_that_is_open_when_the_interpreter_ends_makes_no_noise():
+    """What is left to settle is settled or lost with the process; nothing is printed and nothing hangs."""
+    ended = subprocess.run([sys.executable, "-c", OPEN_AT_EXIT], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "1\n", "")

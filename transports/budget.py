@@ -172,7 +172,7 @@ class BudgetTransport(_Transport):
             headers.pop(b"content-encoding", None)
         reading = meter(self.pacer, place, exchange, headers)
         if response.is_stream_consumed:  # read already: no byte will pass the meter
-            reading.backlog.write(response.content)
+            reading.backlog += response.content
             reading.finish()
         else:
             response.stream = metered(response.stream, reading, exchange.library)

@@ -11,7 +11,6 @@ import logging
 import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cache, partial
-from io import BytesIO
 from types import ModuleType
 from typing import Any
 
@@ -42,7 +41,7 @@ class Reading:
     """Whether it has been told."""
 
     def __init__(self) -> None:
-        self.backlog = BytesIO()
+        self.backlog = bytearray()  # no BytesIO: a collector of cycles may close that before it finalizes the stream
 
     def __enter__(self) -> None:
         pass
@@ -66,9 +65,8 @@ class Reading:
         raise NotImplementedError
 
     def _put_aside(self) -> bytes:
-        chunks = self.backlog.getvalue()
-        self.backlog.seek(0)
-        self.backlog.truncate()
+        chunks = bytes(self.backlog)
+        self.backlog.clear()
         return chunks
 
 
@@ -236,8 +234,8 @@ class HidingMeter(Meter):
         return b"".join([event for event in events if not self._is_ours(event)])
 
     def _put(self, events: bytes) -> None:
-        self.backlog.write(events)
-        if self.backlog.tell() > LARGEST_BACKLOG_BYTES:
+        self.backlog += events
+        if len(self.backlog) > LARGEST_BACKLOG_BYTES:
             self.catch_up()
 
     def _is_silent(self, chunk: bytes) -> bool:
@@ -311,21 +309,21 @@ class _MeteredStream:
 
     def __iter__(self) -> Iterator[bytes]:
         reading = self._reading
-        put_aside, size = reading.backlog.write, reading.backlog.tell
+        backlog = reading.backlog
         with reading:
             for chunk in self._inner:
-                put_aside(chunk)
-                if size() > LARGEST_BACKLOG_BYTES:
+                backlog += chunk
+                if len(backlog) > LARGEST_BACKLOG_BYTES:
                     reading.catch_up()
                 yield chunk
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         reading = self._reading
-        put_aside, size = reading.backlog.write, reading.backlog.tell
+        backlog = reading.backlog
         with reading:
             async for chunk in self._inner:
-                put_aside(chunk)
-                if size() > LARGEST_BACKLOG_BYTES:
+                backlog += chunk
+                if len(backlog) > LARGEST_BACKLOG_BYTES:
                     reading.catch_up()
                 yield chunk
 
