@@ -395,7 +395,7 @@ class Admission:
             call,
             granted_at=now,
             waited_seconds=now - ticket.since,
-            probes=lane is not None and lane.server.granted(call, now),
+            probes=lane is not None and lane.server.granted(call, now, waited=now > ticket.since),
         )
 
     def _cut_to_fit(self, call: Estimate) -> Estimate:

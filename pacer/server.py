@@ -1,9 +1,9 @@
 """What the answers of one server allow for one model: a pause it asked for, the slow start after it, a pace.
 
 After a pause the first call goes alone, and each answer lets one more go unanswered, which doubles their number with
-each round: a fleet that ran into a limit does not run into it again as one. What passed between one pause and the next
-is the pace to go on with, and each answer quickens it a little. Where an answer tells that little remains,
-calls are spread over what is left. All of it only slows down; time comes in as an argument.
+each round: a fleet that ran into a limit does not run into it again as one. What passed between one pause and the next,
+if anybody had to wait meanwhile, is the pace to go on with, and each answer quickens it a little. Where an answer tells
+that little remains, calls are spread over what is left. All of it only slows down; time comes in as an argument.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Server:
         "_passes",
         "_strikes",
         "_struck_at",
+        "_was_short",
         "_window",
         "paused_until",
         "probing",
@@ -55,6 +56,7 @@ class Server:
         self._strikes = 0
         self._struck_at = -math.inf
         self._passes = 0
+        self._was_short = False
         self._interval = 0.0
         self._paces: dict[Kind, tuple[float, float]] = {}
         self._next_at = -math.inf
@@ -69,8 +71,9 @@ class Server:
             return Wait(REMAINING if self._paces else PAUSE, seconds)
         return None
 
-    def granted(self, call: Estimate, now: float) -> bool:
+    def granted(self, call: Estimate, now: float, *, waited: bool) -> bool:
         """A call goes out. Whether it is one of a slow start, which has to be told how it ends."""
+        self._was_short = self._was_short or waited
         seconds = [
             min(call.asked(kind) * each, until - now) for kind, (each, until) in self._paces.items() if until > now
         ]
@@ -105,9 +108,10 @@ class Server:
     def _strike(self, asked: float | None, granted_at: float, now: float, jitter: float) -> None:
         if granted_at > self._struck_at:  # calls that were under way when it struck first tell nothing new
             self._strikes += 1
-            if self._passes:
+            if self._passes and self._was_short:  # else what passed is what was asked for, not what is allowed
                 self._interval = min(LEEWAY * (now - self._struck_at) / self._passes, LONGEST_INTERVAL_SECONDS)
             self._passes = 0
+            self._was_short = False
         self._struck_at = now
         seconds = 2.0 ** min(self._strikes - 1, 6) if asked is None else asked
         self.pause(seconds * (1.0 + JITTER * jitter), now)

@@ -74,8 +74,8 @@ def test_a_shorter_pause_does_not_end_a_longer_one():
 def test_after_a_pause_one_goes_and_each_answer_lets_one_more_go():
     """So their number doubles with each round of answers, until it ends as many as there can be."""
     server, now, rounds = struck(PLEASE_WAIT), NOW + 5.0, []
-    while server.granted(CALL, now):
-        while server.wait(now) is None and server.granted(CALL, now):
+    while server.granted(CALL, now, waited=True):
+        while server.wait(now) is None and server.granted(CALL, now, waited=True):
             pass
         rounds.append(server.probing)
         for _ in range(server.probing):
@@ -87,18 +87,18 @@ def test_after_a_pause_one_goes_and_each_answer_lets_one_more_go():
 
 def test_a_refusal_in_the_slow_start_begins_it_anew():
     server = struck(PLEASE_WAIT)
-    assert server.granted(CALL, NOW + 5.0)
+    assert server.granted(CALL, NOW + 5.0, waited=True)
     server.probing -= 1
     server.answered(429, None, NOW + 5.0, NOW + 6.0, 0.0)
     assert server.wait(NOW + 6.0) == Wait("server_pause", 2.0)
-    assert server.granted(CALL, NOW + 8.0)
+    assert server.granted(CALL, NOW + 8.0, waited=True)
     assert server.wait(NOW + 8.0) == Wait("server_pause", None)
 
 
 def test_an_answer_to_a_call_from_before_the_pause_proves_nothing():
     server = struck(PLEASE_WAIT)
     server.answered(200, None, NOW - 1.0, NOW + 1.0, 0.0)
-    server.granted(CALL, NOW + 5.0)
+    server.granted(CALL, NOW + 5.0, waited=True)
     assert server.wait(NOW + 5.0) == Wait("server_pause", None)
 
 
@@ -114,7 +114,7 @@ def starts(server: Server, count: int) -> list[float]:
             assert wait.limit == "server_remaining"
             now += wait.seconds or math.inf
         found.append(now - NOW)
-        server.granted(CALL, now)
+        server.granted(CALL, now, waited=True)
     return found
 
 
@@ -125,7 +125,7 @@ def test_what_little_remains_is_spread_until_it_is_full_again():
 
 def test_plenty_slows_nobody_and_lifts_a_pace():
     server = struck(left(10, 60), status=200)
-    server.granted(CALL, NOW)
+    server.granted(CALL, NOW, waited=True)
     assert server.wait(NOW) is not None
     server.answered(200, left(50, 60), NOW, NOW, 0.0)
     assert server.wait(NOW) is None
@@ -159,29 +159,47 @@ def test_it_is_forgotten_when_it_says_nothing_any_more():
 def test_what_passed_between_two_pauses_is_the_pace_after_them():
     """Four answers in ten seconds, and a little slower; each further answer quickens it."""
     server = struck(Word(1.0))
+    server.granted(CALL, NOW + 2.0, waited=True)
+    server.probing -= 1
     for number in range(4):
         server.answered(200, None, NOW + 2.0, NOW + 2.0 + number, 0.0)
     server.answered(429, Word(1.0), NOW + 9.0, NOW + 10.0, 0.0)
     assert server.wait(NOW + 11.0) is None
-    server.granted(CALL, NOW + 11.0)
+    server.granted(CALL, NOW + 11.0, waited=True)
     server.answered(200, None, NOW + 11.0, NOW + 11.0, 0.0)
     wait = server.wait(NOW + 11.0)
     assert wait is not None
     assert wait.limit == "server_pause"
     assert wait.seconds == pytest.approx(QUICKENING * LEEWAY * 10.0 / 4)
     assert server.wait(NOW + 11.0 + LEEWAY * 10.0 / 4) is None
-    server.granted(CALL, NOW + 20.0)
+    server.granted(CALL, NOW + 20.0, waited=True)
     server.answered(200, None, NOW + 20.0, NOW + 20.0, 0.0)
     wait = server.wait(NOW + 20.0)
     assert wait is not None
     assert wait.seconds == pytest.approx(QUICKENING**2 * LEEWAY * 10.0 / 4)
 
 
+def test_where_nobody_had_to_wait_no_pace_is_learned():
+    """One call a minute that is refused now and then is no sign that a call a minute is all there is."""
+    server = struck(Word(1.0))
+    for number in range(1, 5):
+        server.granted(CALL, NOW + 60.0 * number, waited=False)
+        server.probing -= 1
+        server.answered(200, None, NOW + 60.0 * number, NOW + 60.0 * number, 0.0)
+    server.answered(429, Word(1.0), NOW + 250.0, NOW + 251.0, 0.0)
+    server.granted(CALL, NOW + 260.0, waited=False)
+    server.probing -= 1
+    server.answered(200, None, NOW + 260.0, NOW + 260.0, 0.0)
+    assert server.wait(NOW + 260.0) is None
+
+
 def test_an_outage_does_not_leave_a_crawl_behind():
     server = struck(Word(60.0))
+    server.granted(CALL, NOW + 61.0, waited=True)
+    server.probing -= 1
     server.answered(200, None, NOW + 61.0, NOW + 61.0, 0.0)
     server.answered(429, None, NOW + 62.0, NOW + 600.0, 0.0)
-    server.granted(CALL, NOW + 700.0)
+    server.granted(CALL, NOW + 700.0, waited=True)
     server.answered(200, None, NOW + 700.0, NOW + 700.0, 0.0)
     wait = server.wait(NOW + 700.0)
     assert wait is not None
