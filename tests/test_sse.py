@@ -200,7 +200,7 @@ def test_an_event_in_many_small_chunks_is_not_scanned_again_and_again():
     reader = EventReader()
     for _ in range(1_000):
         reader.feed(b"x")
-        assert len(reader._pending) - reader._scanned <= 3
+        assert len(reader.pending) - reader._scanned <= 3
 
 
 # ---------------------------------------------------------------- lines and frames

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from types import ModuleType
@@ -22,6 +23,10 @@ Loop = asyncio.AbstractEventLoop | None
 Key = tuple[str, bool, Loop, str | None]
 
 
+class _Answer:
+    """An answer that is awaited or read; forgotten when it is closed or dropped."""
+
+
 class _Built:
     """A transport that was built here. Clients share it, so it is closed when nobody reads from it any more.
 
@@ -31,68 +36,66 @@ class _Built:
     def __init__(self, transport: Any, library: ModuleType) -> None:
         self.transport = transport
         self._library = library
-        self._lock = threading.Lock()
-        self._open_answers = 0
+        self._open: weakref.WeakSet[_Answer] = weakref.WeakSet()
         self._is_closing = False
 
     def handle_request(self, request: Any) -> Any:
-        """Pass the request on; its answer counts until it is closed."""
-        with self._lock:
-            self._open_answers += 1
+        """Pass the request on; its answer is open until it is closed."""
+        self._open.add(answer := _Answer())
         try:
             response = self.transport.handle_request(request)
         except BaseException:
-            self.release()
+            self.end(answer)
             raise
-        response.stream = _held(response.stream, self, self._library)
+        response.stream = _held(response.stream, self, answer, self._library)
         return response
 
     async def handle_async_request(self, request: Any) -> Any:
-        """Pass the request on; its answer counts until it is closed."""
-        with self._lock:
-            self._open_answers += 1
+        """Pass the request on; its answer is open until it is closed."""
+        self._open.add(answer := _Answer())
         try:
             response = await self.transport.handle_async_request(request)
         except BaseException:
-            await self.arelease()
+            await self.aend(answer)
             raise
-        response.stream = _held(response.stream, self, self._library)
+        response.stream = _held(response.stream, self, answer, self._library)
         return response
 
-    def release(self) -> None:
+    def end(self, answer: _Answer) -> None:
         """An answer was closed."""
-        if self._is_over(-1):
+        self._open.discard(answer)
+        if self._is_over():
             self.transport.close()
 
-    async def arelease(self) -> None:
+    async def aend(self, answer: _Answer) -> None:
         """An answer was closed."""
-        if self._is_over(-1):
+        self._open.discard(answer)
+        if self._is_over():
             await self.transport.aclose()
 
     def close(self) -> None:
         """Close it now, or when the last answer has been."""
         self._is_closing = True
-        if self._is_over(0):
+        if self._is_over():
             self.transport.close()
 
     async def aclose(self) -> None:
         """Close it now, or when the last answer has been."""
         self._is_closing = True
-        if self._is_over(0):
+        if self._is_over():
             await self.transport.aclose()
 
-    def _is_over(self, change: int) -> bool:
-        with self._lock:
-            self._open_answers += change
-            return self._is_closing and self._open_answers == 0
+    def _is_over(self) -> bool:
+        return self._is_closing and not self._open
 
 
 class _HeldStream:
     """A body that is passed on as it is, whose end is told. The library's stream classes are mixed in by ``_held``."""
 
-    def __init__(self, inner: Any, built: _Built) -> None:
+    def __init__(self, inner: Any, built: _Built, answer: _Answer) -> None:
         self._inner = inner
-        self._built: _Built | None = built
+        self._built = built
+        self._answer = answer
 
     def __iter__(self) -> Iterator[bytes]:
         chunks: Iterator[bytes] = iter(self._inner)
@@ -103,24 +106,20 @@ class _HeldStream:
         return chunks
 
     def close(self) -> None:
-        built, self._built = self._built, None
         try:
             self._inner.close()
         finally:
-            if built is not None:
-                built.release()
+            self._built.end(self._answer)
 
     async def aclose(self) -> None:
-        built, self._built = self._built, None
         try:
             await self._inner.aclose()
         finally:
-            if built is not None:
-                await built.arelease()
+            await self._built.aend(self._answer)
 
 
-def _held(inner: Any, built: _Built, library: ModuleType) -> Any:
-    return _stream_class(library)(inner, built)
+def _held(inner: Any, built: _Built, answer: _Answer, library: ModuleType) -> Any:
+    return _stream_class(library)(inner, built, answer)
 
 
 @cache

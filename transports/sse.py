@@ -27,37 +27,33 @@ class Reader:
     """
 
     def __init__(self) -> None:
-        self._pending = bytearray()
+        self.pending = bytearray()
+        """The bytes of the event that is not complete yet."""
         self._scanned = 0
         self.overflowed = False
-
-    @property
-    def is_between_events(self) -> bool:
-        """Whether the next byte begins an event."""
-        return not self._pending and not self.overflowed
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The events that ``chunk`` completes."""
         if self.overflowed:
             return []
-        self._pending += chunk
+        self.pending += chunk
         if not self._has_whole_event():
             events: list[bytes] = []
-            self._scanned = max(0, len(self._pending) - 3)
+            self._scanned = max(0, len(self.pending) - 3)
         else:
             events, rest = self._split(self.take_rest())
-            self._pending += rest
-        self.overflowed = self.overflowed or len(self._pending) > LARGEST_EVENT_BYTES
+            self.pending += rest
+        self.overflowed = self.overflowed or len(self.pending) > LARGEST_EVENT_BYTES
         return events
 
     def finish(self) -> list[bytes]:
         """The last event, where the stream ended without the mark of its end."""
-        return [self.take_rest()] if self._pending and not self.overflowed else []
+        return [self.take_rest()] if self.pending and not self.overflowed else []
 
     def take_rest(self) -> bytes:
-        """The bytes of the event that is not complete yet."""
-        rest = bytes(self._pending)
-        self._pending.clear()
+        """The pending bytes, which are pending no more."""
+        rest = bytes(self.pending)
+        self.pending.clear()
         self._scanned = 0
         return rest
 
@@ -104,8 +100,8 @@ class EventReader(Reader):
 
     def _has_whole_event(self) -> bool:
         if self._has_cr:
-            return _BLANK_LINE.search(self._pending, self._scanned) is not None
-        return self._pending.find(b"\n\n", self._scanned) >= 0
+            return _BLANK_LINE.search(self.pending, self._scanned) is not None
+        return self.pending.find(b"\n\n", self._scanned) >= 0
 
     def _split(self, text: bytes) -> tuple[list[bytes], bytes]:
         if self._has_cr:
@@ -127,7 +123,7 @@ class LineReader(Reader):
         return event.strip()
 
     def _has_whole_event(self) -> bool:
-        return self._pending.find(b"\n", self._scanned) >= 0
+        return self.pending.find(b"\n", self._scanned) >= 0
 
     def _split(self, text: bytes) -> tuple[list[bytes], bytes]:
         *lines, rest = text.split(b"\n")
@@ -144,7 +140,7 @@ class FrameReader(Reader):
         return event[_FRAME_PRELUDE_BYTES + int.from_bytes(event[4:8]) : -4]
 
     def _has_whole_event(self) -> bool:
-        return self._end(self._pending, 0) is not None
+        return self._end(self.pending, 0) is not None
 
     def _split(self, text: bytes) -> tuple[list[bytes], bytes]:
         frames, start = [], 0

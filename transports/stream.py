@@ -141,7 +141,7 @@ class Meter(Reading):
     def _read_last(self, text: bytes, reader: Reader) -> None:
         """Read the events from the first on that may tell the bill, and those before it only if it was not told."""
         start = 0
-        if reader.is_between_events:
+        if not reader.pending:
             tells_at = _tells_at(text, self._wire.mark)
             if tells_at < 0 and self._tally.final:
                 return
@@ -214,8 +214,12 @@ class HidingMeter(Meter):
 
     def feed(self, chunk: bytes) -> bytes:
         """Take ``chunk``; returns what passes on to the caller."""
-        if self._decode is None or (self._split.is_between_events and self._is_silent(chunk)):
-            self._put(chunk)
+        if self._decode is None:
+            return chunk
+        if not self._split.pending and self._is_silent(chunk):
+            self.backlog += chunk
+            if len(self.backlog) > LARGEST_BACKLOG_BYTES:
+                self.catch_up()
             return chunk
         passed = self._without_ours(self._split.feed(chunk))
         if self._split.overflowed:
@@ -232,11 +236,6 @@ class HidingMeter(Meter):
 
     def _without_ours(self, events: list[bytes]) -> bytes:
         return b"".join([event for event in events if not self._is_ours(event)])
-
-    def _put(self, events: bytes) -> None:
-        self.backlog += events
-        if len(self.backlog) > LARGEST_BACKLOG_BYTES:
-            self.catch_up()
 
     def _is_silent(self, chunk: bytes) -> bool:
         """Whether ``chunk`` is made of whole events that say nothing of the bill."""

@@ -44,9 +44,13 @@ class _Books:
         return now
 
     def __exit__(self, *exc_info: object) -> None:
-        self._store._close()
-        if self._store._posts:
-            self._store._work_off()
+        store = self._store
+        if store._posts or store._decided or store._admission.waiting:
+            store._close()
+        else:
+            store._lock.release()
+        if store._posts:  # a collection posted something since it was last looked
+            store._work_off()
 
 
 class MemoryStore:
@@ -139,13 +143,12 @@ class MemoryStore:
 
     def _close(self) -> None:
         """The end of the critical section, and what must not happen inside: waking and setting timers."""
-        decided: list[Ticket] = []
-        timer = None
         try:
-            if self._posts:
-                self._do_posted(self._clock())
-            if self._decided or self._admission.waiting:
-                decided, timer = self._decide_and_arm(self._clock())
+            now = self._clock()
+            self._do_posted(now)
+            if not self._decided and not self._admission.waiting:
+                return
+            decided, timer = self._decide_and_arm(now)
         finally:
             self._lock.release()
         if timer is not None:
