@@ -519,6 +519,16 @@ def test_a_bug_in_the_meter_is_counted_once_an_answer(monkeypatch):
             assert pacer.status().unread == answers
 
 
+def test_a_bug_in_learning_breaks_nothing(monkeypatch, caller):
+    """The answer passes, and its bill is in the books already."""
+    monkeypatch.setattr(Estimator, "learn", broken)
+    pacer = Pacer()
+    response = caller.send(BudgetTransport(Inner(Answer([answer_json()], JSON)), pacer=pacer), json=ask())
+    assert response.content == answer_json()
+    assert books(pacer) == (30, 0, 0, 0)
+    assert pacer.status().unread == 1
+
+
 def test_a_lesson_that_cannot_be_learned_breaks_nothing():
     """A body that is a stream and says it is empty has nothing to learn from."""
     pacer, inner = Pacer(), Inner(Answer([answer_json()], JSON))

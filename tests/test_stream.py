@@ -9,6 +9,7 @@ import gzip
 import json
 import subprocess
 import sys
+import tracemalloc
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from pacer import Pacer
 from tests.engine import Clock
 from tests.servers import (
+    CALLERS,
     CHAT,
     LIBRARIES,
     MESSAGES,
@@ -224,6 +226,67 @@ def test_the_first_chunk_is_delivered_before_the_second_is_made(caller):
     _, chunks = caller.stream(BudgetTransport(inner, pacer=Pacer()), 1, json=asked(False))
     assert chunks == TEXT[:1]
     assert inner.bodies[0].pulled == 1
+
+
+LONG = [delta("word ")] * 15_000
+
+
+@pytest.mark.parametrize("usage_asked", [True, False])
+def test_a_long_stream_is_metered_in_little_memory(caller, usage_asked):
+    """However long it is, some 64 KiB of it are put aside; what passes is what came, but for a hidden usage."""
+    chunks, pacer = [*LONG, USAGE, DONE], Pacer()
+    got: list[bytes] = []
+    tracemalloc.start()
+    try:
+        caller.stream(BudgetTransport(Inner(Answer(chunks, SSE)), pacer=pacer), into=got, json=asked(usage_asked))
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert got == (chunks if usage_asked else [*LONG, DONE])
+    assert books(pacer) == (30, 0, 0, 0)
+
+
+@pytest.mark.parametrize("usage_asked", [True, False])
+def test_a_long_stream_is_metered_wherever_it_is_cut(usage_asked):
+    """An event may be put aside in two parts."""
+    text = b"".join([*LONG[:1_000], USAGE, DONE])
+    for size in (997, 1_000, 4_001):
+        chunks, pacer = [text[at : at + size] for at in range(0, len(text), size)], Pacer()
+        _, got = CALLERS[0].stream(BudgetTransport(Inner(Answer(chunks, SSE)), pacer=pacer), json=asked(usage_asked))
+        assert b"".join(got) == (text if usage_asked else text.replace(USAGE, b""))
+        assert books(pacer) == (30, 0, 0, 0)
+
+
+def test_deltas_before_a_usage_that_is_not_the_bill_were_seen(caller):
+    """The stream ends in the middle of the text: both the usage so far and the text are lower bounds."""
+    so_far = {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 30}
+    middle = event({"choices": [{"index": 0, "delta": {"content": "word "}}], "usage": so_far})
+    pacer = Pacer()
+    inner = Inner(Answer([*LONG[:50], middle], SSE))
+    response, _ = caller.stream(BudgetTransport(inner, pacer=pacer), json=asked(True))
+    assert response.extensions["pacer"].source == "estimate"
+    assert books(pacer)[0] == 20 + 51
+
+
+@pytest.mark.parametrize("usage_asked", [True, False])
+def test_every_delta_of_a_long_stream_that_is_dropped_was_seen(caller, usage_asked):
+    """Those that were read on the way and those that were only put aside."""
+    pacer = Pacer()
+    transport = BudgetTransport(Inner(Answer([*LONG, USAGE, DONE], SSE)), pacer=pacer)
+    response, _ = caller.stream(transport, take=2_500, json=asked(usage_asked))
+    assert response.extensions["pacer"].charged >= 2_500
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7])
+def test_usage_is_hidden_among_events_that_say_there_is_none(caller, at_once):
+    """OpenAI writes ``"usage":null`` into every other event; several events may come in one chunk."""
+    silent = [delta("He"), delta("l"), delta("l"), delta("o"), delta("", "stop")]
+    events = [*silent, USAGE, DONE]
+    chunks = [b"".join(events[at : at + at_once]) for at in range(0, len(events), at_once)]
+    pacer, got = Pacer(), list[bytes]()
+    caller.stream(BudgetTransport(Inner(Answer(chunks, SSE)), pacer=pacer), into=got, json=asked(False))
+    assert b"".join(got) == b"".join([*silent, DONE])
+    assert books(pacer) == (30, 0, 0, 0)
 
 
 def test_an_event_too_large_to_read_passes_whole(caller):

@@ -179,8 +179,12 @@ class Meter(Reading):
             return
         self.pacer.settle(self.place, usage)
         call, measure = self._exchange.call, self._exchange.measure
-        if measure is not None:
+        if measure is None:
+            return
+        try:
             self.pacer.estimator.learn(call.model, self._wire.endpoint, measure, usage, call.choices)
+        except Exception as error:  # metering never breaks the caller's answer
+            self._give_up(error)
 
     def _settle_unseen(self, source: Source, told: Usage | None) -> None:
         call, seen_output = self.place.call, self._tally.seen_output
