@@ -201,6 +201,15 @@ def test_usage_is_asked_for_only_where_the_caller_did_not(caller):
         assert (out is response.request) == usage
 
 
+@pytest.mark.parametrize("host", ["api.mistral.ai", "api.eu.mistral.ai", "codestral.mistral.ai"])
+def test_mistral_is_not_asked_for_its_usage(caller, host):
+    """It refuses members that it does not know, and tells the usage of each stream unasked."""
+    inner = Inner(Answer([*TEXT, USAGE, DONE], SSE))
+    _, got = caller.stream(BudgetTransport(inner, pacer=Pacer()), url=f"https://{host}{CHAT}", json=asked(False))
+    assert b"stream_options" not in inner.requests[0].content
+    assert got == [*TEXT, USAGE, DONE]
+
+
 def test_text_is_not_hidden_because_usage_comes_with_it(caller):
     """Some providers report usage beside the last piece of text; that event is the caller's."""
     choice = {"index": 0, "delta": {"content": "!"}, "finish_reason": "stop"}

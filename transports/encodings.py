@@ -69,21 +69,18 @@ def _inflated(stream: zlib._Decompress) -> Decode:
 
 
 def _deflate() -> Decode:
-    """As some servers send it: without the header that belongs to it."""
-    undo = _zlib()
-    is_first = True
+    undo: Decode | None = None
 
     def decode(chunk: bytes) -> bytes:
-        nonlocal undo, is_first
-        try:
+        nonlocal undo
+        if undo is not None:
             return undo(chunk)
-        except zlib.error:
-            if not is_first:
-                raise
+        try:
+            undo = _zlib()
+            return undo(chunk)
+        except zlib.error:  # some servers leave out the header
             undo = _inflated(zlib.decompressobj(wbits=-15))
             return undo(chunk)
-        finally:
-            is_first = False
 
     return decode
 
