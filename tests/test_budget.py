@@ -383,6 +383,22 @@ def test_an_image_costs_what_its_rule_says_and_never_its_text():
     assert books(transport.pacer) == (30 * 1_010, 0, 0, 0)
 
 
+def test_a_model_without_output_caps_is_named_once(caplog):
+    """Whoever wonders why its calls hold so much finds the reason; its name forges no line of the log."""
+    caplog.set_level("INFO", "pacer")
+    transport = BudgetTransport(Inner(ok()), pacer=Pacer())
+    with httpx.Client(transport=transport) as client:
+        for model in ("talker\nERROR all is lost", "talker\nERROR all is lost", "another talker"):
+            client.post(URL, json={"model": model, "messages": []})
+        client.post(URL, json=ask(model="capped"))
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.partition(" declare")[0] for line in lines] == [
+        r"calls of model 'talker\nERROR all is lost'",
+        "calls of model 'another talker'",
+    ]
+    assert all("4096 tokens" in line and "\n" not in line for line in lines)
+
+
 def test_an_embedding_holds_no_output(caller):
     """Neither a default cap nor a learned one."""
     usage = {"prompt_tokens": 8, "total_tokens": 8}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+from functools import lru_cache
 from types import ModuleType
 from typing import Self
 
 import msgspec
 
 from pacer import estimate
-from pacer.estimate import Estimator, Measure
+from pacer.estimate import COLD_OUTPUT_CAP, Estimator, Measure
 from pacer.settings import Settings
 from pacer.usage import Estimate
 from transports.library import Request, body_of
 from transports.wire import Call, Path, Wire, edited, recognise
+
+_log = logging.getLogger("pacer")
 
 UNREADABLE_BODY_BYTES = 16_384
 """The size supposed for a body that can neither be read nor measured."""
@@ -44,6 +48,8 @@ class Exchange(msgspec.Struct):
         call, host = _read(request, body, path, wire, settings), url.host
         measure = estimate.measure(body) if body is not None else None
         least_input, expected_input, safe_input = estimator.input(call.model, measure or _measure_of_unread(request))
+        if call.output_cap is None:
+            _say_uncapped(call.model)
         expected_output, cap = estimator.output(call.model, wire.endpoint, call.output_cap, call.choices)
         worst = least = safe_input + cap
         if call.cap_at is not None:
@@ -90,6 +96,16 @@ def _read(request: Request, body: bytes | None, path: str, wire: Wire, settings:
     if (call.cap_at is not None or call.usage_at is not None) and _is_signed(request):
         call.cap_at = call.usage_at = None
     return call
+
+
+@lru_cache(maxsize=256)
+def _say_uncapped(model: str) -> None:
+    """Once for each model, for whoever wonders why a call holds so much."""
+    _log.info(
+        "calls of model %r declare no output cap: as much as its answers teach is held for each, %d tokens at first",
+        model,
+        COLD_OUTPUT_CAP,
+    )
 
 
 def _is_signed(request: Request) -> bool:
