@@ -120,7 +120,7 @@ class Admission:
         self.max_wait = max_wait
         self.may_wait = may_wait
         self.refused = 0
-        self.oddities: dict[Oddity, int] = dict.fromkeys(get_args(Oddity), 0)
+        self._oddities: dict[Oddity, int] = dict.fromkeys(get_args(Oddity), 0)
         self._lanes: dict[tuple[str, str], _Lane] = {}
         self._blocked: list[Ticket] = []
         self.waiting = 0
@@ -219,6 +219,10 @@ class Admission:
         lane.server.answered(status, word, place.granted_at, now, jitter)
         self._keep(key, lane, now)
 
+    def count(self, oddity: Oddity, amount: int, now: float) -> None:
+        """Count what is counted beside the books."""
+        self._oddities[oddity] += amount
+
     def set_ceiling(self, ceiling: int | None) -> None:
         """Change the ceiling of the run; what is spent stays spent."""
         self.account.ceiling = ceiling
@@ -260,7 +264,7 @@ class Admission:
             tokens_available=tokens.bucket.level(now) if tokens else None,
             calls=account.calls,
             refused=self.refused,
-            **self.oddities,
+            **self._oddities,
         )
 
     def _is_late(self, ticket: Ticket, wait: Wait, now: float) -> bool:

@@ -83,6 +83,7 @@ def test_a_garbage_collection_under_the_lock_may_settle():
 
     class Stream:
         def __del__(self) -> None:
+            engine.store.count("unread")
             engine.settle(ticket, 40)
 
     def collecting(*args: object) -> Ticket:
@@ -94,7 +95,8 @@ def test_a_garbage_collection_under_the_lock_may_settle():
 
     engine.admission.offer = collecting  # type: ignore[method-assign, assignment]
     engine.offer(call(10))
-    assert (engine.store.status().spent, engine.store.status().held) == (40, 10)
+    now = engine.store.status()
+    assert (now.spent, now.held, now.unread) == (40, 10, 1)
 
 
 def test_a_mistake_inside_the_critical_section_does_not_keep_the_lock():

@@ -39,7 +39,7 @@ class Store(Protocol):
         """Change the ceiling of the run at once."""
 
     def count(self, oddity: Oddity, amount: int = 1) -> None:
-        """Count what is counted beside the books."""
+        """Count what is counted beside the books; safe inside a garbage collection."""
 
     def status(self) -> Status:
         """How everything stands at one instant."""

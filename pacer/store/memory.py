@@ -1,7 +1,7 @@
 """The books in this process's memory: one lock, held for microseconds, around the pure admission.
 
-Nothing foreign runs under the lock. A settlement may come from a garbage collection that interrupts the very
-thread that holds it, so settlements and departures are posted: whoever holds the lock works them off before and after
+Nothing foreign runs under the lock. A settlement may come from a garbage collection that interrupts the very thread
+that holds it, so settlements, departures and counts are posted: whoever holds the lock works them off before and after
 its own part.
 """
 
@@ -109,9 +109,9 @@ class MemoryStore:
             self._admission.set_ceiling(ceiling)
 
     def count(self, oddity: Oddity, amount: int = 1) -> None:
-        """Count what is counted beside the books."""
-        with self._books:
-            self._admission.oddities[oddity] += amount
+        """Post a count: a stream that is collected under the lock may find that it cannot be read."""
+        self._posts.append((self._admission.count, (oddity, amount)))
+        self._work_off()
 
     def status(self) -> Status:
         """How everything stands, posted settlements included."""
