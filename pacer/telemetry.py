@@ -7,9 +7,11 @@ Nothing is recorded unless the application has set up an OpenTelemetry SDK; then
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from opentelemetry import metrics, trace
 
@@ -28,6 +30,22 @@ _tokens = _meter.create_counter("pacer.tokens", "{token}", "Tokens booked by pac
 _uncharged = _meter.create_counter("pacer.uncharged_requests", "{request}", "Calls not charged, by reason")
 
 LOGGED_WAIT_SECONDS = 1.0
+
+_finalizer = threading.local()
+_late: deque[Callable[[], None]] = deque()
+
+
+@contextmanager
+def in_finalizer() -> Iterator[None]:
+    """Around what a finalizer does: what it measures waits for the next call.
+
+    A garbage collection may run in a thread that holds the SDK's own locks, which cannot be taken twice.
+    """
+    _finalizer.runs = True
+    try:
+        yield
+    finally:
+        _finalizer.runs = False
 
 
 class WaitRecord:
@@ -65,6 +83,8 @@ def waiting(ticket: Ticket, run: str) -> Iterator[WaitRecord]:
 
 def admitted(place: Reservation, run: str) -> None:
     """A call has its place."""
+    while _late:
+        _late.popleft()()
     _time_in_queue.record(place.waited_seconds, _of(run))
     _active.add(1, _of(run))
 
@@ -87,6 +107,9 @@ def refused(refusal: BudgetExceeded, call: Estimate) -> None:
 
 def settled(usage: Usage, settlement: Settlement, run: str) -> None:
     """A reservation has ended."""
+    if getattr(_finalizer, "runs", False):
+        _late.append(partial(settled, usage, settlement, run))
+        return
     _active.add(-1, _of(run))
     _requests.add(1, _of(run, "pacer.result", settlement.source))
     if usage.tokens:
@@ -100,6 +123,9 @@ def settled(usage: Usage, settlement: Settlement, run: str) -> None:
 
 def uncharged(reason: str, run: str) -> None:
     """A call passed without being charged."""
+    if getattr(_finalizer, "runs", False):
+        _late.append(partial(uncharged, reason, run))
+        return
     _uncharged.add(1, _of(run, "reason", reason))
 
 

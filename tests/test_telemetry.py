@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import threading
 
+import httpx
 import pytest
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -12,11 +15,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from pacer import Pacer
+from pacer import Pacer, telemetry
 from pacer.errors import BudgetExceeded
 from pacer.flow import Park
 from pacer.usage import Estimate, Usage
 from tests.engine import Clock
+from tests.servers import URL, Answer, Inner, ask, ok
+from transports import BudgetTransport
 
 CALL = Estimate(60, 20, 100, "openai", "gpt-x", "api.example.com")
 READER = InMemoryMetricReader()
@@ -141,3 +146,35 @@ def test_tokens_and_calls_are_counted_by_class_and_result():
     assert points["pacer.requests", "provider"] == 1
     assert points["pacer.active_reservations",] == 0
     assert ("pacer.request.time_in_queue",) in points
+
+
+class Unyielding:
+    """An instrument that collects garbage inside a lock which cannot be taken twice, as the SDK's cannot."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.added: list[float] = []
+
+    def add(self, amount: float, attributes: object) -> None:
+        assert self.lock.acquire(blocking=False), "taken twice"
+        gc.collect()
+        self.added.append(amount)
+        self.lock.release()
+
+
+def test_a_stream_that_is_collected_inside_the_sdk_measures_later(monkeypatch):
+    """Its hold comes back at once; what there is to measure waits for the next call."""
+    active = Unyielding()
+    monkeypatch.setattr(telemetry, "_active", active)
+    pacer = Pacer(ceiling=100_000)
+    stream = Answer([b"data: 1\n\n"], {"content-type": "text/event-stream"})
+    transport = BudgetTransport(Inner(stream, ok()), pacer=pacer)
+    dropped = [transport.handle_request(httpx.Request("POST", URL, json=ask(stream=True)))]
+    dropped.append(dropped)
+    del dropped
+    with httpx.Client(transport=transport) as client:
+        with pytest.warns(ResourceWarning, match="dropped"):
+            client.post(URL, json=ask())
+        assert (pacer.status().in_flight, active.added) == (0, [1, 1, -1])
+        client.post(URL, json=ask())
+    assert active.added == [1, 1, -1, -1, 1, -1]

@@ -14,6 +14,7 @@ from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
+from pacer import telemetry
 from pacer.admission import Reservation
 from pacer.pacer import Pacer
 from pacer.usage import Source, Usage
@@ -340,7 +341,8 @@ class _MeteredStream:
 
     def __del__(self) -> None:
         if not self._reading.ended:
-            self._reading.abandon()
+            with telemetry.in_finalizer():
+                self._reading.abandon()
             warnings.warn("an LLM answer was dropped without being read or closed", ResourceWarning, stacklevel=1)
 
 
