@@ -18,9 +18,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Items? .* using the `ReadOnly` qualifier:UserWarning"),  # litellm's own types
     # openai-agents ends the generators of its loop after each run_sync, and uses the loop again.
     pytest.mark.filterwarnings("ignore:asynchronous generator .* was scheduled after:ResourceWarning"),
-    # Frameworks leave loops of their own open, found by whatever test is collected in; our sockets are of family 2.
-    pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:unclosed <socket.socket fd=.*, family=1,:ResourceWarning"),
 ]
 
 each_way = pytest.mark.parametrize(
