@@ -10,7 +10,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 
 from opentelemetry import metrics, trace
@@ -41,11 +41,12 @@ def in_finalizer() -> Iterator[None]:
 
     A garbage collection may run in a thread that holds the SDK's own locks, which cannot be taken twice.
     """
+    outer = getattr(_finalizer, "runs", False)
     _finalizer.runs = True
     try:
         yield
     finally:
-        _finalizer.runs = False
+        _finalizer.runs = outer
 
 
 class WaitRecord:
@@ -83,10 +84,17 @@ def waiting(ticket: Ticket, run: str) -> Iterator[WaitRecord]:
 
 def admitted(place: Reservation, run: str) -> None:
     """A call has its place."""
-    while _late:
-        _late.popleft()()
+    if _late:
+        _catch_up()
     _time_in_queue.record(place.waited_seconds, _of(run))
     _active.add(1, _of(run))
+
+
+def _catch_up() -> None:
+    """Measure what finalizers left to do; other threads may be at it too."""
+    with suppress(IndexError):
+        while True:
+            _late.popleft()()
 
 
 def refused(refusal: BudgetExceeded, call: Estimate) -> None:

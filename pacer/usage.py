@@ -23,6 +23,7 @@ class Usage(msgspec.Struct, frozen=True):
     ``reasoning`` is a part of ``output``.
 
     ``tokens`` is what is charged; it is at least ``input + output`` and larger where the provider's total says so.
+    ``requests`` is what a limit on requests counts: one call.
     """
 
     input: int = 0
@@ -44,7 +45,7 @@ class Estimate(msgspec.Struct, frozen=True):
     ``input`` and ``output`` are what is expected (the rate's side), ``tokens`` is both together; ``worst`` is the upper
     bound for the ceiling, of which ``output_cap`` is the output. ``least`` is how far a lower output cap may bring the
     worst case down: to ``worst`` if the cap is not ours to lower. ``least_input`` is what of the input is on the bill
-    for sure once the provider answers.
+    for sure once the provider answers. ``requests`` is what a limit on requests counts: one call.
     """
 
     input: int

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -253,6 +254,29 @@ def test_a_long_stream_is_metered_in_little_memory(caller, usage_asked):
         tracemalloc.stop()
     assert got == (chunks if usage_asked else [*LONG, DONE])
     assert books(pacer) == (30, 0, 0, 0)
+
+
+def test_of_an_event_without_end_nothing_is_kept():
+    """Beyond the bound it is not read any more, and not held until the stream is over either."""
+    kept = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal kept
+        for _ in range(200):
+            yield b"x" * 65_536
+        kept = tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        transport = BudgetTransport(Inner(Answer(endless(), SSE)), pacer=Pacer())
+        with (
+            httpx.Client(transport=transport) as client,
+            client.stream("POST", "http://a.test" + CHAT, json=asked(True)) as response,
+        ):
+            assert sum(map(len, response.iter_raw())) == 200 * 65_536
+    finally:
+        tracemalloc.stop()
+    assert 0 < kept < 1_000_000
 
 
 @pytest.mark.parametrize("usage_asked", [True, False])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+from contextlib import nullcontext
 
 import httpx
 import pytest
@@ -18,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pacer import Pacer, telemetry
 from pacer.errors import BudgetExceeded
 from pacer.flow import Park
-from pacer.usage import Estimate, Usage
+from pacer.usage import Estimate, Settlement, Usage
 from tests.engine import Clock
 from tests.servers import URL, Answer, Inner, ask, ok
 from transports import BudgetTransport
@@ -162,19 +163,39 @@ class Unyielding:
         self.lock.release()
 
 
-def test_a_stream_that_is_collected_inside_the_sdk_measures_later(monkeypatch):
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_a_stream_that_is_collected_inside_the_sdk_measures_later(monkeypatch, is_begun):
     """Its hold comes back at once; what there is to measure waits for the next call."""
     active = Unyielding()
     monkeypatch.setattr(telemetry, "_active", active)
     pacer = Pacer(ceiling=100_000)
-    stream = Answer([b"data: 1\n\n"], {"content-type": "text/event-stream"})
+    stream = Answer([b"data: 1\n\n", b"data: 2\n\n"], {"content-type": "text/event-stream"})
     transport = BudgetTransport(Inner(stream, ok()), pacer=pacer)
-    dropped = [transport.handle_request(httpx.Request("POST", URL, json=ask(stream=True)))]
+    response = transport.handle_request(httpx.Request("POST", URL, json=ask(stream=True)))
+    dropped = [response]
+    if is_begun:
+        dropped = [iter(response.stream)]  # the answer is kept, but read no further
+        next(dropped[0])
+    else:
+        del response
     dropped.append(dropped)
     del dropped
     with httpx.Client(transport=transport) as client:
-        with pytest.warns(ResourceWarning, match="dropped"):
+        with nullcontext() if is_begun else pytest.warns(ResourceWarning, match="dropped"):
             client.post(URL, json=ask())
         assert (pacer.status().in_flight, active.added) == (0, [1, 1, -1])
         client.post(URL, json=ask())
     assert active.added == [1, 1, -1, -1, 1, -1]
+
+
+def test_a_finalizer_inside_a_finalizer_leaves_the_outer_one_as_it_was(monkeypatch):
+    """A collection may run in the middle of another object's end."""
+    active = Unyielding()
+    monkeypatch.setattr(telemetry, "_active", active)
+    with telemetry.in_finalizer():
+        with telemetry.in_finalizer():
+            pass
+        telemetry.settled(Usage(1), Settlement(1, 0, "provider"), "told")
+        assert active.added == []
+    telemetry._catch_up()
+    assert active.added == [-1]

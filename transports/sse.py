@@ -7,6 +7,7 @@ them at U+2028 inside JSON, which is legal there.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from functools import lru_cache
 
 _BOM = b"\xef\xbb\xbf"
@@ -20,7 +21,7 @@ LARGEST_EVENT_BYTES = 8 * 1024 * 1024
 """An event beyond this is not read any further; its bytes still pass to the caller."""
 
 
-class Reader:
+class Reader(ABC):
     """Feed it chunks, get whole events with every byte they came in. Memory is bounded by one event.
 
     A kind of stream says where its events end and what their payload is.
@@ -61,17 +62,17 @@ class Reader:
         """Where in ``text``, which begins with one, an event starts that is not behind ``at``; the later the better."""
         return 0
 
+    @abstractmethod
     def payload(self, event: bytes) -> bytes:
         """What the event carries."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _has_whole_event(self) -> bool:
         """Whether an event ends in the pending bytes; none does before ``_scanned``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _split(self, text: bytes) -> tuple[list[bytes], bytes]:
         """The whole events in ``text``, and the rest behind them."""
-        raise NotImplementedError
 
 
 class EventReader(Reader):

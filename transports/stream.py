@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cache, partial
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 from pacer import telemetry
 from pacer.admission import Reservation
@@ -35,7 +36,7 @@ _NO_USAGE = b'"usage":null'
 _log = logging.getLogger("pacer")
 
 
-class Reading:
+class Reading(ABC):
     """Reads along with a body, whose chunks are put aside in ``backlog``. As a context it is told how the body ends."""
 
     ended = False
@@ -44,26 +45,33 @@ class Reading:
     def __init__(self) -> None:
         self.backlog = bytearray()  # no BytesIO: a collector of cycles may close that before it finalizes the stream
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is None:
             self.finish()
+        elif kind is GeneratorExit:  # closed by hand or by a collection: nobody can tell
+            self.drop()
         else:
             self.abandon()
 
+    @abstractmethod
     def catch_up(self) -> None:
         """Read what was put aside."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self) -> None:
         """The body has ended by itself."""
-        raise NotImplementedError
 
+    @abstractmethod
     def abandon(self) -> None:
         """The body broke, was dropped or was closed early, unless it has ended."""
-        raise NotImplementedError
+
+    def drop(self) -> None:
+        """Abandon it from where a garbage collection may have come by."""
+        with telemetry.in_finalizer():
+            self.abandon()
 
     def _put_aside(self) -> bytes:
         chunks = bytes(self.backlog)
@@ -103,6 +111,8 @@ class Meter(Reading):
                 self._keep(text)
             else:
                 self._read(self._events.feed(text), self._events)
+                if self._events.overflowed:
+                    self._events.take_rest()
         except Exception as error:  # metering never breaks the caller's answer
             self._give_up(error)
 
@@ -341,8 +351,7 @@ class _MeteredStream:
 
     def __del__(self) -> None:
         if not self._reading.ended:
-            with telemetry.in_finalizer():
-                self._reading.abandon()
+            self._reading.drop()
             warnings.warn("an LLM answer was dropped without being read or closed", ResourceWarning, stacklevel=1)
 
 
