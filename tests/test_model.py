@@ -69,6 +69,25 @@ def test_openai_plain(server: ModelServer, budget: Pacer):
     assert nothing_held(budget)
 
 
+def test_a_profile_takes_what_its_provider_would_count_and_the_books_the_bill(server: ModelServer):
+    """As Gemini counts: the rate knows the input only. What the call taught can be looked at."""
+    budget = Pacer(tokens_per_minute=1, burst=10_000, ceiling=100_000, profile="gemini")
+
+    async def main() -> Any:
+        async with openai_client(server, budget) as client:
+            answer = await client.chat.completions.create(model="g", messages=ONE_WORD, max_tokens=40)
+            return answer.usage
+
+    usage = asyncio.run(main())
+    available = budget.status().tokens_available
+    assert available is not None
+    assert 10_000 - available == pytest.approx(usage.prompt_tokens, abs=2)
+    assert budget.status().spent == usage.total_tokens > usage.prompt_tokens + 10
+    (known,) = budget.learned()
+    assert (known.model, known.calls) == ("g", 1)
+    assert nothing_held(budget)
+
+
 def test_openai_blocking(server: ModelServer, budget: Pacer):
     with openai.OpenAI(
         api_key="k",
