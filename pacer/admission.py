@@ -1,24 +1,44 @@
-"""The one decision over all buckets, all accounts and the servers' own word, and the lanes of those waiting for it.
+"""The one decision over all buckets, all accounts and the servers' own word, and the lines of those waiting for it.
 
 Nothing here locks, waits, wakes or looks at a clock: a store does, and passes ``now``.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
-from collections import OrderedDict
-from dataclasses import dataclass, field
-from typing import Protocol, get_args
+from collections import deque
+from collections.abc import Iterator
+from typing import Literal, Protocol, get_args
 
 import msgspec
 from msgspec.structs import replace
 
-from pacer import ledger
+from pacer import ledger, verdict
 from pacer.bucket import Bucket
-from pacer.errors import BudgetExceeded, CeilingReached, WaitTooLong
-from pacer.ledger import Account
+from pacer.errors import BudgetExceeded
+from pacer.fair import Line, Turn
+from pacer.ledger import Account, Watch
 from pacer.server import Server
-from pacer.usage import Estimate, Kind, Oddity, Rate, Settlement, Status, Usage, Wait, Word
+from pacer.usage import (
+    Estimate,
+    Kind,
+    Oddity,
+    Rate,
+    Settlement,
+    Status,
+    Threshold,
+    Usage,
+    Wait,
+    Waiting,
+    Word,
+)
+
+RUNS_REMEMBERED = 1_024
+"""Runs that nobody is in are forgotten beyond so many, the one left longest ago first."""
+NAMED_REMEMBERED = 256
+"""Agents that only a header names are ended beyond so many in each account."""
+WAITS_SHOWN = 100
 
 
 class Seat(Protocol):
@@ -52,8 +72,9 @@ class Gate(msgspec.Struct, frozen=True, eq=False):
 class Reservation(msgspec.Struct, eq=False):
     """A place for one call, from admission until it is settled. ``process`` counts the forks before it was given.
 
-    ``call.worst`` is what is held: less than was asked where the output cap is to be lowered. ``probes`` says that it
-    is one of a server's slow start.
+    ``call.worst`` is what is held: less than was asked where the output cap is to be lowered. It was taken from
+    ``gates``, and with ``from_reserve`` out of the agent's own reserve. ``probes`` says that it is one of a server's
+    slow start.
     """
 
     id: int
@@ -61,50 +82,79 @@ class Reservation(msgspec.Struct, eq=False):
     account: Account
     owner: object
     call: Estimate
+    gates: tuple[Gate, ...]
     granted_at: float
     waited_seconds: float
+    from_reserve: bool = False
     probes: bool = False
     settlement: Settlement | None = None
     settled_at: float | None = None
 
 
-class Ticket(msgspec.Struct, eq=False):
-    """One call on its way to a decision; ``decision`` stays ``None`` as long as it waits in the lane.
+class Caller(msgspec.Struct, frozen=True, eq=False):
+    """Whose call it is. ``tokens`` is the most that it may hold, ``wraps_up`` says that its agent's reserve may pay."""
 
-    ``bound`` is the least it may hold and what its owner (a task or thread) holds already: an owner that waits closes
-    nothing, so both must fit beside each other.
+    account: Account
+    tokens: int | None = None
+    wraps_up: bool = False
+
+
+class Ticket(msgspec.Struct, eq=False):
+    """One call on its way to a decision; ``decision`` stays ``None`` as long as it waits in its line.
+
+    ``needs`` is the room it needs at each account of its path: the least that it may hold, and beside that what its
+    owner (a task or thread) holds there already, for an owner that waits closes nothing.
     """
 
     number: int
     call: Estimate
+    caller: Caller
     owner: object
-    bound: int
     since: float
     deadline: float | None
+    needs: list[tuple[Account, int]] = []
     decision: Reservation | BudgetExceeded | None = None
     wait: Wait | None = None
     position: int = 0
     seat: Seat | None = None
 
+    @property
+    def account(self) -> Account:
+        """The account of the caller."""
+        return self.caller.account
 
-@dataclass(slots=True)
-class _Lane:
-    """Those who wait to call one model of one server, and what that server says; backlog in each gate's unit."""
 
+class _Lane(msgspec.Struct, eq=False):
+    """Those who wait to call one model of one server, and what that server says; backlog in each gate's unit, and in
+    tokens.
+
+    Wrap-ups have a line of their own, because no ceiling that holds up the others holds them up.
+    """
+
+    line: Line[Ticket]
+    wrap_ups: Line[Ticket]
+    server: Server
     backlog: dict[Gate, int]
-    line: OrderedDict[Ticket, None] = field(default_factory=OrderedDict)
-    server: Server = field(default_factory=Server)
+    tokens: int = 0
+
+    def line_of(self, ticket: Ticket) -> Line[Ticket]:
+        return self.wrap_ups if ticket.caller.wraps_up else self.line
 
     @property
-    def head(self) -> Ticket:
-        return next(iter(self.line))
+    def is_empty(self) -> bool:
+        return not self.line and not self.wrap_ups
+
+    def tickets(self) -> Iterator[Ticket]:
+        yield from self.line.items()
+        yield from self.wrap_ups.items()
 
 
 class Admission:
-    """Buckets, accounts and the lanes of one pacer. First come, first served; the head is never overtaken.
+    """Buckets, accounts and the lanes of one pacer.
 
-    There is one lane for each model of a server. They share the buckets in order of arrival; a lane whose own server
-    wants a pause holds up nobody else.
+    There is one lane for each model of a server; a lane whose own server wants a pause holds up nobody else. Agents
+    take fair turns in all of them, and each agent's calls go in order of arrival. Whose turn it is, is not overtaken if
+    the rate is short; if an account is short, only those are held up who draw on it too.
     """
 
     def __init__(
@@ -114,99 +164,120 @@ class Admission:
         *,
         max_wait: float | None = None,
         may_wait: bool = True,
+        spawn_threshold: int = 0,
+        order: Literal["fair", "finish_first"] = "fair",
     ) -> None:
         self.account = account
+        """The run of those who name none."""
         self.gates = gates
         self.max_wait = max_wait
         self.may_wait = may_wait
-        self.refused = 0
+        self.spawn_threshold = spawn_threshold
+        self.waiting = 0
+        """How many stand in the lanes."""
+        self._by_rank = order == "finish_first"
+        self.root = account.path[-1]
+        self._runs: dict[str, Account] = {account.name: account}
+        self._named: dict[tuple[Account, str], Account] = {}
+        self._scopes: dict[int, Account] = {account.id: account}
         self._oddities: dict[Oddity, int] = dict.fromkeys(get_args(Oddity), 0)
         self._lanes: dict[tuple[str, str], _Lane] = {}
         self._blocked: list[Ticket] = []
-        self.waiting = 0
-        """How many stand in the lanes."""
-        self._largest_waiting = 0
-        self._held_by: dict[object, int] = {}
+        self._arrivals: deque[Ticket] = deque()
+        self._shrunk: set[Account] = set()
+        self._decided: list[Ticket] = []
+        self.crossed: list[tuple[Watch, Threshold]] = []
+        """Whom to tell, outside the lock, that a part of a ceiling is booked."""
+        self._open_by: dict[object, dict[int, Reservation]] = {}
         self._ids = itertools.count(1)
         self._numbers = itertools.count(1)
+        self._starts = itertools.count(1)
         self._process = 0
 
-    def offer(self, call: Estimate, owner: object, now: float) -> Ticket:
-        """Decide on a new call: granted or refused at once, or placed at the end of the lane."""
+    # ---------------------------------------------------------------- calls
+
+    def offer(self, call: Estimate, owner: object, caller: Caller, now: float) -> Ticket:
+        """Decide on a new call: granted or refused at once, or placed in its line."""
         deadline = None if self.max_wait is None else now + self.max_wait
-        owned = self._held_by.get(owner, 0)
-        ticket = Ticket(next(self._numbers), call, owner, call.least + owned, now, deadline)
-        wait = self._wait_behind_others(call, now) if self.waiting else self._wait_of(call, now)
-        if wait is None:
-            self._grant(ticket, now)
-        elif (node := self._closed_to(ticket.bound)) is not None:
-            self._refuse(ticket, self._ceiling_reached(ticket, node))
-        elif not self.may_wait or (self.max_wait is not None and (wait.seconds or 0.0) > self.max_wait):
-            self._refuse(ticket, self._too_long(ticket, wait))
-        else:
-            self._queue(ticket, wait)
+        ticket = Ticket(next(self._numbers), call, caller, owner, now, deadline)
+        if caller.tokens is not None and call.worst > caller.tokens:
+            if call.least > caller.tokens:
+                self._refuse(ticket, verdict.call_too_large(call, caller.account, caller.tokens))
+                return ticket
+            ticket.call = replace(call, worst=caller.tokens)
+        wait = None
+        if not self.waiting:
+            wait = self._server_wait(ticket.call, now) or self._decide(ticket, now)[0]
+            if wait is None:
+                self._grant(ticket, now)
+                return ticket
+        self._wait_in_line(ticket, wait, now)
         return ticket
 
     def pump(self, now: float) -> list[Ticket]:
-        """Decide on everybody who can be decided now, in order; those are returned and have left their lanes."""
-        if not self.waiting:
+        """Decide on everybody who can be decided now, in order; those are returned and have left their lines."""
+        if self.waiting:
+            self._dismiss_hopeless(now)
+            self._dismiss_late(now)
+            while (ticket := self._next_decided(now)) is not None:
+                late = ticket.wait
+                self._unqueue(ticket, now)
+                if late is None:
+                    self._grant(ticket, now)
+                    ticket.account.own.charge(ticket.call.tokens)
+                else:
+                    self._refuse(ticket, self._too_long(ticket, late))
+                self._decided.append(ticket)
+        else:
             self._blocked = []
-            return []
-        decided = self._dismiss_hopeless(now)
-        while True:
-            ticket = self._first_in_line(now)
-            if ticket is None:
-                return decided
-            answer = ticket.wait
-            if answer is None:
-                self._unqueue(ticket, now)
-                self._grant(ticket, now)
-            else:
-                self._unqueue(ticket, now)
-                self._refuse(ticket, self._too_long(ticket, answer))
-            decided.append(ticket)
+            self._shrunk.clear()
+            self._arrivals.clear()
+        decided, self._decided = self._decided, []
+        return decided
 
     def next_due(self, now: float) -> tuple[Ticket, float] | None:
         """Whose case time alone changes first, and when; ``None`` when it changes nobody's. Asked after ``pump``."""
-        soonest: tuple[Ticket, float] | None = None
-        for ticket in self._blocked:
-            for due in (
-                ticket.deadline,
-                now + ticket.wait.seconds if ticket.wait is not None and ticket.wait.seconds is not None else None,
-            ):
-                if due is not None and (soonest is None or due < soonest[1]):
-                    soonest = (ticket, due)
-        return soonest
+        dues = [
+            (ticket, now + ticket.wait.seconds)
+            for ticket in self._blocked
+            if ticket.wait is not None and ticket.wait.seconds is not None
+        ]
+        if self._arrivals and self._arrivals[0].deadline is not None:
+            dues.append((self._arrivals[0], self._arrivals[0].deadline))
+        return min(dues, key=lambda due: due[1], default=None)
 
     def leave(self, ticket: Ticket, now: float) -> None:
-        """The caller has gone: out of the lane without a trace, or everything back that was just granted."""
+        """The caller has gone: out of the line without a trace, or everything back that was just granted."""
         if self._is_queued(ticket):
             self._unqueue(ticket, now)
-        elif isinstance(place := ticket.decision, Reservation):
-            if place.settlement is not None or place.process != self._process:
-                return
+            self._retire(ticket.account)
+        elif isinstance(place := ticket.decision, Reservation) and self._is_open(place):
             place.settlement = Settlement(0, 0, "void")
-            ledger.release(place.account, place.call.worst)
+            ledger.release(place.account, place.call.worst, from_reserve=place.from_reserve)
             self._let_go(place)
-            for gate in self.gates:
-                gate.bucket.give_back(gate.asked(ticket.call), now)
+            for gate in place.gates:
+                gate.bucket.give_back(gate.asked(place.call), now)
 
-    def settle(self, place: Reservation, usage: Usage, settlement: Settlement, now: float) -> None:
-        """End a reservation, once: what was spent goes to the books, the difference back to the buckets.
+    def settle(self, place: Reservation, usage: Usage, counted: Usage, settlement: Settlement, now: float) -> None:
+        """End a reservation, once: ``usage`` goes to the books, the difference to what ``counted`` back to the buckets.
 
         Where the bill is not known, the buckets keep at least what was expected.
         """
-        if place.settlement is not None or place.process != self._process:
+        if not self._is_open(place):
             return
         place.settlement = settlement
         place.settled_at = now
-        ledger.settle(place.account, place.call.worst, settlement)
+        account, source = place.account, settlement.source
+        ledger.settle(account, place.call.worst, usage, settlement, from_reserve=place.from_reserve)
         self._let_go(place)
-        source = settlement.source
-        for gate in self.gates:
+        for gate in place.gates:
             asked = gate.asked(place.call)
-            used = 0 if source == "void" else gate.used(usage)
+            used = 0 if source == "void" else gate.used(counted)
             gate.bucket.give_back(asked - (used if source in ("void", "provider") else max(asked, used)), now)
+        if self.waiting:
+            self._shrunk.update(account.path)
+        for node in account.path:
+            self._tell_of(node)
 
     def answered(self, place: Reservation, status: int, word: Word | None, now: float, jitter: float) -> None:
         """Take in what a server said of its own limits in its answer to ``place``."""
@@ -223,9 +294,85 @@ class Admission:
         """Count what is counted beside the books."""
         self._oddities[oddity] += amount
 
-    def set_ceiling(self, ceiling: int | None) -> None:
-        """Change the ceiling of the run; what is spent stays spent."""
-        self.account.ceiling = ceiling
+    # ---------------------------------------------------------------- scopes
+
+    def run(self, name: str, ceiling: int | None) -> Account:
+        """The run of that name; a new one gets this ceiling."""
+        found = self._runs.pop(name, None)
+        if found is None:
+            found = Account(name, ceiling, self.root, id=next(self._ids))
+        self._runs[name] = self._scopes[found.id] = found
+        return found
+
+    def leave_run(self, account: Account) -> None:
+        """Nobody is in the run any more; it is remembered as long as there are not too many."""
+        surplus = len(self._runs) - RUNS_REMEMBERED
+        if surplus <= 0:
+            return
+        idle = [run for run in self._runs.values() if run.is_idle() and run is not self.account]
+        for run in idle[:surplus]:
+            del self._runs[run.name]
+            ledger.end(run)
+            self._retire(run)
+
+    def spawn(self, parent: Account, name: str, ceiling: int | None, weight: float, reserve: int) -> Account:
+        """A new agent below ``parent``."""
+        agent = Account(name, ceiling, living(parent), kind="agent", id=next(self._ids), reserve=reserve, weight=weight)
+        agent.turn.is_late = self.spawn_threshold > 0
+        self._scopes[agent.id] = agent
+        return agent
+
+    def named(self, parent: Account, name: str, ceiling: int | None, reserve: int, now: float) -> Account:
+        """The agent that calls with this name in a header belong to, made when it is named first."""
+        key = (parent, name)
+        found = self._named.pop(key, None)
+        if found is None:
+            siblings = [key for key in self._named if key[0] is parent]
+            idle = [key for key in siblings if self._named[key].is_idle()]
+            for other in idle[: max(0, len(siblings) + 1 - NAMED_REMEMBERED)]:
+                self.end(self._named.pop(other), now)
+            found = self.spawn(parent, name, ceiling, 1.0, reserve)
+        self._named[key] = found
+        return found
+
+    def scope(self, number: int) -> Account | None:
+        """The agent or run with this id, as long as it is at work."""
+        return self._scopes.get(number)
+
+    def end(self, account: Account, now: float) -> None:
+        """An agent has ended: what is left of its reserve goes back, and what it cost goes into a summary."""
+        if account.ended:
+            return
+        ledger.end(account)
+        for key in [key for key in self._named if key[0] is account]:
+            self.end(self._named.pop(key), now)
+        self._retire(account)
+
+    def set_ceiling(self, account: Account, ceiling: int | None) -> None:
+        """Change a ceiling; what is spent stays spent."""
+        account.set_ceiling(ceiling)
+        self._shrunk.add(account)
+        self._tell_of(account)
+
+    def set_paused(self, account: Account, paused: bool) -> None:
+        """Let no call of the account go until it is resumed."""
+        account.paused = paused
+        account.row = None
+
+    def set_gates(self, gates: tuple[Gate, ...]) -> None:
+        """Change the rates. Open calls give back to the buckets they took from."""
+        self.gates = gates
+        for lane in self._lanes.values():
+            lane.backlog = {gate: sum(gate.asked(ticket.call) for ticket in lane.tickets()) for gate in gates}
+
+    def watch(self, account: Account, watches: list[Watch]) -> None:
+        """Tell the watches when their parts of the ceiling are booked."""
+        account.watch(watches)
+        self._tell_of(account)
+
+    def _tell_of(self, account: Account) -> None:
+        for watch in account.crossed():
+            self.crossed.append((watch, verdict.threshold(account, watch.fraction)))
 
     def forget_the_living(self) -> None:
         """After a fork: waiters and open reservations are the parent's, what was spent stays.
@@ -233,253 +380,372 @@ class Admission:
         The child has copies of their streams all the same; what those settle concerns it no more.
         """
         self._process += 1
+        for lane in self._lanes.values():
+            for ticket in list(lane.tickets()):
+                lane.line_of(ticket).remove(ticket, ticket.account.own)
         self.waiting = 0
         self._lanes.clear()
         self._blocked.clear()
-        self._held_by.clear()
-        for node in self.account.path:
-            node.held = node.in_flight = 0
+        self._arrivals.clear()
+        self._shrunk.clear()
+        self._decided.clear()
+        self.crossed.clear()
+        self._open_by.clear()
+        accounts = [self.root]
+        for node in accounts:
+            node.held = node.in_flight = node.waiting = node.lent = node.own.queued = 0
+            node.row = None
+            accounts.extend(node.children.values())
 
-    def status(self, now: float) -> Status:
-        """How everything stands at ``now``."""
-        account, heads = self.account, self._heads()
-        wait = self._wait_of(heads[0].call, now) if heads else None
-        tokens = next((gate for gate in self.gates if gate.kind == "tokens"), None)
+    # ---------------------------------------------------------------- what is to be seen
+
+    def status(self, account: Account, now: float) -> Status:
+        """How everything stands at ``now``, seen from one account."""
+        waits = tuple(itertools.islice(self._waits(account, now), WAITS_SHOWN)) if account.waiting else ()
+        tokens = self._tokens_gate()
         return Status(
-            run=account.name,
-            ceiling=account.ceiling,
-            spent=account.spent,
-            unknown=account.unknown,
-            held=account.held,
-            remaining=account.remaining,
-            in_flight=account.in_flight,
-            waiting=self.waiting,
-            waits_for=wait.limit if wait else None,
-            next_seconds=wait.seconds if wait else None,
+            **ledger.fields(account),
+            waits=waits,
+            waits_for=waits[0].limit if waits else None,
+            next_seconds=waits[0].seconds if waits else None,
             server_pause_seconds=max(
                 (lane.server.paused_until - now for lane in self._lanes.values() if lane.server.paused_until > now),
                 default=0.0,
             ),
             tokens_per_second=tokens.bucket.rate.per_second if tokens else None,
             tokens_available=tokens.bucket.level(now) if tokens else None,
-            calls=account.calls,
-            refused=self.refused,
-            **self._oddities,
+            unmetered=self._oddities["unmetered"],
+            failed=self._oddities["failed"],
+            failed_tokens=self._oddities["failed_tokens"],
+            unread=self._oddities["unread"],
         )
+
+    def _tokens_gate(self) -> Gate | None:
+        return next((gate for gate in self.gates if gate.kind == "tokens"), None)
+
+    def tokens_per_second(self) -> float | None:
+        """The rate of tokens."""
+        tokens = self._tokens_gate()
+        return tokens.bucket.rate.per_second if tokens else None
+
+    def _waits(self, account: Account, now: float) -> Iterator[Waiting]:
+        """The calls of ``account`` that wait, those whose turn it is first."""
+        ahead = dict.fromkeys(self.gates, 0)
+        heads = [ticket for _, ticket in self._heads(list(self._lanes.values()), set())]
+        others = (ticket for lane in self._lanes.values() for ticket in lane.tickets())
+        for ticket in dict.fromkeys(itertools.chain(heads, others)):
+            wait = self._server_wait(ticket.call, now) or self._decide(ticket, now)[0] or ticket.wait
+            wait = self._longest(wait or Wait("ceiling", None), ticket.call, ahead, 1.0, now)
+            for gate in self.gates:
+                ahead[gate] += gate.asked(ticket.call)
+            if account in ticket.account.path:
+                yield Waiting(
+                    ticket.account.run.name,
+                    ticket.account.label,
+                    ticket.call.model,
+                    ticket.call.worst,
+                    wait.limit,
+                    now - ticket.since,
+                    wait.seconds,
+                )
+
+    # ---------------------------------------------------------------- the decision
+
+    def _decide(self, ticket: Ticket, now: float) -> tuple[Wait | None, Turn | None]:
+        """Whether a call may go now, over all accounts and all buckets at once; else why, and whom it holds up.
+
+        Those are all below the turn that is returned; everybody if there is none.
+        """
+        account, call = ticket.caller.account, ticket.call
+        for node in account.path:
+            if node.paused:
+                return Wait("paused", None), node.turn
+        if not self._pays_from_reserve(ticket):
+            if ticket.caller.wraps_up and account.lent and call.least <= account.left + account.lent:
+                return Wait("wrap_up_reserve", None), account.own
+            amount = ledger.fit(account, call, self.spawn_threshold)
+            if isinstance(amount, Account):
+                limit = self._limit_of(amount, account, call)
+                return Wait(limit, None), account.turn if limit == "spawn_threshold" else amount.turn
+        longest: Wait | None = None
+        for gate in self.gates:
+            seconds = gate.bucket.wait_seconds(gate.asked(call), now)
+            if seconds > 0.0 and (longest is None or seconds > (longest.seconds or 0.0)):
+                longest = Wait(gate.limit, seconds)
+        return longest, None
+
+    def _pays_from_reserve(self, ticket: Ticket) -> bool:
+        account = ticket.caller.account
+        return ticket.caller.wraps_up and account.left > 0 and ticket.call.least <= account.left
+
+    def _limit_of(self, node: Account, account: Account, call: Estimate) -> str:
+        if node.kind == "agent":
+            return "agent_ceiling"
+        if not account.started and account.kind == "agent" and isinstance(ledger.fit(account, call, 0), int):
+            return "spawn_threshold"
+        return "ceiling"
+
+    def _next_decided(self, now: float) -> Ticket | None:
+        """The first whose case is decided: it goes, or has waited too long. ``None`` if all go on waiting."""
+        self._blocked = []
+        open_lanes = []
+        for lane in self._lanes.values():
+            if (by_server := lane.server.wait(now)) is None:
+                open_lanes.append(lane)
+                continue
+            for _, ticket in itertools.islice(self._heads([lane], set()), 1):
+                ticket.wait = by_server
+                if self._is_late(ticket, by_server, now):
+                    return ticket
+                self._blocked.append(ticket)
+        held_up: set[Turn] = set()
+        for _, ticket in self._heads(open_lanes, held_up):
+            ticket.wait, turn = self._decide(ticket, now)
+            if ticket.wait is None or self._is_late(ticket, ticket.wait, now):
+                return ticket
+            self._blocked.append(ticket)
+            if turn is None:
+                return None
+            held_up.add(turn)
+        return None
+
+    def _heads(self, lanes: list[_Lane], held_up: set[Turn]) -> Iterator[tuple[tuple[float, ...], Ticket]]:
+        """The first of each agent in each lane, in the order of their turns; ``held_up`` holds up no wrap-ups."""
+        lines = [lane.line.heads(held_up) for lane in lanes if lane.line]
+        wrap_ups = [lane.wrap_ups.heads() for lane in lanes if lane.wrap_ups]
+        return lines[0] if len(lines) == 1 and not wrap_ups else heapq.merge(*lines, *wrap_ups)
 
     def _is_late(self, ticket: Ticket, wait: Wait, now: float) -> bool:
         if ticket.deadline is None:
             return False
         return now >= ticket.deadline if wait.seconds is None else now + wait.seconds > ticket.deadline
 
-    def _wait_behind_others(self, call: Estimate, now: float) -> Wait | None:
-        """What a newcomer waits for, who lets everybody go first that stands before it."""
-        before = [
-            lane
-            for key, lane in self._lanes.items()
-            if lane.line and (key == call.lane or lane.server.wait(now) is None)
-        ]
-        return self._behind(before, call, now) if before else self._wait_of(call, now)
+    def _server_wait(self, call: Estimate, now: float) -> Wait | None:
+        lane = self._lanes.get(call.lane) if self._lanes else None
+        return lane.server.wait(now) if lane is not None else None
 
-    def _closed_to(self, amount: int) -> Account | None:
-        """The account that can never hold ``amount``, however long one waits."""
-        for node in self.account.path:
-            if node.ceiling is not None and node.never_fits(amount):
+    def _closed_to(self, ticket: Ticket) -> Account | None:
+        """The account that can never hold the call, however long one waits."""
+        for node, amount in ticket.needs:
+            if node.never_fits(amount):
                 return node
         return None
 
-    def _first_in_line(self, now: float) -> Ticket | None:
-        """The oldest head whose case is decided: it goes, or has waited too long. ``None`` if all go on waiting.
+    # ---------------------------------------------------------------- waiting
 
-        Heads whose own server holds them back are passed over; the first of the others is not.
-        """
-        self._blocked = []
-        for ticket in self._heads():
-            by_server = self._lanes[ticket.call.lane].server.wait(now)
-            ticket.wait = by_server or self._decide(ticket.call, now)
-            if ticket.wait is None or self._is_late(ticket, ticket.wait, now):
-                return ticket
-            self._blocked.append(ticket)
-            if by_server is None:
-                return None
-        return None
+    def _wait_in_line(self, ticket: Ticket, wait: Wait | None, now: float) -> None:
+        """Place a call in its line, unless it has no hope or no patience. ``wait`` is known if nobody else waits."""
+        ticket.needs = self._needs(ticket)
+        if (node := self._closed_to(ticket)) is not None:
+            self._refuse(ticket, self._ceiling_reached(ticket, node))
+        elif not self.may_wait:
+            self._refuse(ticket, self._too_long(ticket, wait or Wait("ceiling", None)))
+        else:
+            self._queue(ticket)
+            if wait is None:
+                self._decided = self.pump(now)
+                if ticket.decision is not None:
+                    return
+            ticket.wait = self._forecast(ticket, wait, now)
+            if self.max_wait is not None and (ticket.wait.seconds or 0.0) > self.max_wait:
+                self._unqueue(ticket, now)
+                self._refuse(ticket, self._too_long(ticket, ticket.wait))
 
-    def _heads(self) -> list[Ticket]:
-        """The first of each lane, the oldest first."""
-        return sorted((lane.head for lane in self._lanes.values() if lane.line), key=lambda ticket: ticket.number)
-
-    def _wait_of(self, call: Estimate, now: float) -> Wait | None:
-        """What a call would wait for if nobody was before it."""
-        lane = self._lanes.get(call.lane) if self._lanes else None
-        return (lane.server.wait(now) if lane else None) or self._decide(call, now)
-
-    def _decide(self, call: Estimate, now: float) -> Wait | None:
-        """Whether the call may go now, over all accounts and all buckets at once."""
-        for node in self.account.path:
-            if node.ceiling is not None and not node.takes(call):
-                return Wait("ceiling", None)
-        longest: Wait | None = None
-        for gate in self.gates:
-            seconds = gate.bucket.wait_seconds(gate.asked(call), now)
-            if seconds > 0.0 and (longest is None or seconds > (longest.seconds or 0.0)):
-                longest = Wait(gate.limit, seconds)
-        return longest
-
-    def _behind(self, lanes: list[_Lane], call: Estimate, now: float) -> Wait:
-        """How long it takes until everybody in ``lanes`` and this call are through, as far as rates tell."""
-        heads = [self._wait_of(lane.head.call, now) for lane in lanes]
-        longest = max((wait for wait in heads if wait), key=_seconds, default=Wait("ceiling", None))
-        for gate in self.gates:
-            amount = sum(lane.backlog[gate] for lane in lanes) + gate.asked(call) - gate.bucket.level(now)
-            seconds = amount / gate.bucket.rate.per_second
-            if seconds > _seconds(longest):
-                longest = Wait(gate.limit, seconds)
-        return longest
-
-    def _dismiss_hopeless(self, now: float) -> list[Ticket]:
-        """Refuse at once all who wait for tokens that are spent; the largest waiting call tells if any can be."""
-        if self._closed_to(self._largest_waiting) is None:
+    def _needs(self, ticket: Ticket) -> list[tuple[Account, int]]:
+        account = ticket.account
+        if ticket.caller.wraps_up and ticket.call.least <= account.left + account.lent:
             return []
-        waiting = [ticket for lane in self._lanes.values() for ticket in lane.line]
-        hopeless = []
-        for ticket in waiting:
-            node = self._closed_to(ticket.bound)
-            if node is not None:
-                self._refuse(ticket, self._ceiling_reached(ticket, node))
-                hopeless.append(ticket)
-        for ticket in hopeless:
-            self._unqueue(ticket, now)
-        self._largest_waiting = max((ticket.bound for ticket in waiting if ticket.decision is None), default=0)
-        return hopeless
+        owned = self._open_by.get(ticket.owner, {}).values()
+        return [
+            (node, least + sum(place.call.worst for place in owned if node in place.account.path))
+            for node, least in ledger.needs(account, ticket.call, self.spawn_threshold)
+        ]
 
-    def _queue(self, ticket: Ticket, wait: Wait) -> None:
-        ticket.wait = wait
-        lane = self._lanes.setdefault(ticket.call.lane, self._empty_lane())
-        lane.line[ticket] = None
+    def _forecast(self, ticket: Ticket, wait: Wait | None, now: float) -> Wait:
+        """What a newcomer waits for, and how long it takes as far as rates tell."""
+        if wait is None:
+            first = self._blocked[0].wait if self._blocked else None
+            wait = self._server_wait(ticket.call, now) or self._decide(ticket, now)[0] or first or Wait("ceiling", None)
+        mine = self._lanes[ticket.call.lane]
+        before = [lane for lane in self._lanes.values() if lane is mine or lane.server.wait(now) is None]
+        ahead = {gate: sum(lane.backlog[gate] for lane in before) for gate in self.gates}
+        own = ticket.account.own
+        total = sum(lane.tokens for lane in before)
+        part = min(1.0, own.queued / (own.share() * total)) if total else 1.0
+        for gate in self.gates:
+            ahead[gate] = ahead[gate] - gate.asked(ticket.call)
+        return self._longest(wait, ticket.call, ahead, part, now)
+
+    def _longest(self, wait: Wait, call: Estimate, ahead: dict[Gate, int], part: float, now: float) -> Wait:
+        """The longer of ``wait`` and the time until ``part`` of what is ``ahead`` and the call itself are through."""
+        for gate in self.gates:
+            amount = ahead[gate] * part + gate.asked(call) - gate.bucket.level(now)
+            seconds = amount / gate.bucket.rate.per_second
+            if seconds > (wait.seconds or 0.0):
+                wait = Wait(gate.limit, seconds)
+        return wait
+
+    def _dismiss_hopeless(self, now: float) -> None:
+        """Refuse at once all who wait for tokens that are gone; the largest waiting call tells if any can be."""
+        shrunk, self._shrunk = self._shrunk, set()
+        closed = [node for node in shrunk if node.waiting and node.never_fits(node.largest_waiting)]
+        if not closed:
+            return
+        waiting = [ticket for lane in self._lanes.values() for ticket in lane.tickets()]
+        for node in closed:
+            node.largest_waiting = 0
+        for ticket in waiting:
+            short = self._closed_to(ticket)
+            if short is None:
+                self._remember_largest(ticket)
+                continue
+            self._unqueue(ticket, now)
+            self._refuse(ticket, self._ceiling_reached(ticket, short))
+            self._decided.append(ticket)
+
+    def _dismiss_late(self, now: float) -> None:
+        """Refuse those whose patience is over, whether it is their turn or not."""
+        arrivals = self._arrivals
+        while arrivals and (not self._is_queued(arrivals[0]) or now >= (arrivals[0].deadline or now)):
+            ticket = arrivals.popleft()
+            if self._is_queued(ticket):
+                self._unqueue(ticket, now)
+                self._refuse(ticket, self._too_long(ticket, ticket.wait or Wait("ceiling", None)))
+                self._decided.append(ticket)
+
+    def _queue(self, ticket: Ticket) -> None:
+        lane = self._lanes.get(ticket.call.lane)
+        if lane is None:
+            lane = self._lanes[ticket.call.lane] = self._empty_lane()
+        own = ticket.account.own
+        own.queued += ticket.call.tokens
+        ticket.position = lane.line_of(ticket).add(ticket, own, ticket.number)
         self.waiting += 1
-        ticket.position = len(lane.line)
-        self._largest_waiting = max(self._largest_waiting, ticket.bound)
+        ledger.queue(ticket.account, 1)
+        self._remember_largest(ticket)
+        if ticket.deadline is not None:
+            self._arrivals.append(ticket)
+        lane.tokens += ticket.call.tokens
         for gate in self.gates:
             lane.backlog[gate] += gate.asked(ticket.call)
 
+    def _remember_largest(self, ticket: Ticket) -> None:
+        for node, amount in ticket.needs:
+            node.largest_waiting = max(node.largest_waiting, amount)
+
     def _is_queued(self, ticket: Ticket) -> bool:
         lane = self._lanes.get(ticket.call.lane)
-        return lane is not None and ticket in lane.line
+        return lane is not None and (ticket.account.own, ticket) in lane.line_of(ticket)
 
     def _unqueue(self, ticket: Ticket, now: float) -> None:
         lane = self._lanes[ticket.call.lane]
-        del lane.line[ticket]
+        lane.line_of(ticket).remove(ticket, ticket.account.own)
+        ticket.account.own.queued -= ticket.call.tokens
         self.waiting -= 1
+        ledger.queue(ticket.account, -1)
+        lane.tokens -= ticket.call.tokens
         for gate in self.gates:
             lane.backlog[gate] -= gate.asked(ticket.call)
         self._keep(ticket.call.lane, lane, now)
 
     def _empty_lane(self) -> _Lane:
-        return _Lane(dict.fromkeys(self.gates, 0))
+        return _Lane(Line(by_rank=self._by_rank), Line(by_rank=self._by_rank), Server(), dict.fromkeys(self.gates, 0))
 
     def _keep(self, key: tuple[str, str], lane: _Lane, now: float) -> None:
         """Remember a lane as long as somebody waits in it or its server's word counts."""
-        if lane.line or not lane.server.is_forgettable(now):
+        if not lane.is_empty or not lane.server.is_forgettable(now):
             self._lanes[key] = lane
         else:
             self._lanes.pop(key, None)
 
+    # ---------------------------------------------------------------- the end of it
+
     def _grant(self, ticket: Ticket, now: float) -> None:
-        call = self._cut_to_fit(ticket.call)
-        ledger.hold(self.account, call.worst)
+        account, call = ticket.caller.account, ticket.call
+        from_reserve = self._pays_from_reserve(ticket)
+        amount = min(call.worst, account.left) if from_reserve else ledger.fit(account, call, self.spawn_threshold)
+        assert isinstance(amount, int), "granted without room"
+        if amount != call.worst:
+            call = replace(call, worst=amount)
+        if not account.started:
+            ledger.start(account, next(self._starts))
+            if self.waiting:
+                self._shrunk.update(account.path)
+        ledger.hold(account, amount, from_reserve=from_reserve)
         for gate in self.gates:
             gate.bucket.take(gate.asked(call), now)
-        self._held_by[ticket.owner] = self._held_by.get(ticket.owner, 0) + call.worst
+        waited_seconds = now - ticket.since
+        if waited_seconds > 0.0:
+            ledger.waited(account, waited_seconds)
         lane = self._lanes.get(call.lane) if self._lanes else None
-        ticket.decision = Reservation(
+        place = ticket.decision = Reservation(
             next(self._ids),
             self._process,
-            self.account,
+            account,
             ticket.owner,
             call,
-            granted_at=now,
-            waited_seconds=now - ticket.since,
-            probes=lane is not None and lane.server.granted(call, now, waited=now > ticket.since),
+            self.gates,
+            now,
+            waited_seconds,
+            from_reserve,
+            lane is not None and lane.server.granted(call, now, waited=waited_seconds > 0.0),
         )
+        owned = self._open_by.get(ticket.owner)
+        if owned is None:
+            self._open_by[ticket.owner] = {place.id: place}
+        else:
+            owned[place.id] = place
 
-    def _cut_to_fit(self, call: Estimate) -> Estimate:
-        """The call with the worst case that there is room for."""
-        for node in self.account.path:
-            if node.ceiling is not None and (room := node.remaining) is not None and room < call.worst:
-                call = replace(call, worst=room)
-        return call
+    def _is_open(self, place: Reservation) -> bool:
+        return place.settlement is None and place.process == self._process
 
     def _let_go(self, place: Reservation) -> None:
-        """The reservation is over: for its owner, and for its server's slow start if it was never answered."""
+        """The reservation is over: for its owner, its agent, and its server's slow start if it was never answered."""
         if place.probes:
             self._end_probe(place)
-        held = self._held_by.get(place.owner, 0) - place.call.worst
-        if held > 0:
-            self._held_by[place.owner] = held
-        else:
-            self._held_by.pop(place.owner, None)
+        owned = self._open_by[place.owner]
+        del owned[place.id]
+        if not owned:
+            del self._open_by[place.owner]
+        if place.account.ended:
+            self._retire(place.account)
+
+    def _retire(self, account: Account) -> None:
+        for gone in ledger.retire(account):
+            self._scopes.pop(gone.id, None)
 
     def _end_probe(self, place: Reservation) -> None:
         place.probes = False
         self._lanes[place.call.lane].server.probing -= 1
 
     def _refuse(self, ticket: Ticket, refusal: BudgetExceeded) -> None:
-        self.refused += 1
+        ledger.refuse(ticket.account, refusal.limit)
         ticket.decision = refusal
 
-    def _ceiling_reached(self, ticket: Ticket, node: Account) -> CeilingReached:
-        if node.never_fits(ticket.call.least):
-            why = ", and waiting cannot help"
-        elif node.never_fits(ticket.bound):
-            why = " beside the answers that its own task still holds open: read or close those first"
-        else:
-            why = " while other calls are in flight, and on_limit=refuse allows no wait"
-        # No digit and no word of rates in this text: retry loops in agent frameworks fire on those.
-        return CeilingReached(
-            f"The token ceiling of run {node.name!r} has no room left for this call{why}. "
-            "Raise it with PACER_CEILING or BudgetTransport(ceiling=...), or start another run. "
-            "The numbers are in the x-pacer-* headers.",
-            limit="ceiling",
-            run=node.name,
-            asked=ticket.call.worst,
-            amount=node.ceiling or 0,
-            spent=node.spent,
-            unknown=node.unknown,
-            held=node.held,
-            remaining=node.remaining,
-        )
+    def _ceiling_reached(self, ticket: Ticket, node: Account) -> BudgetExceeded:
+        alone = dict(ledger.needs(ticket.account, ticket.call, self.spawn_threshold))
+        limit = self._limit_of(node, ticket.account, ticket.call)
+        if node.never_fits(alone[node]):
+            return verdict.ceiling_reached(ticket.call, ticket.account, node, limit, "never")
+        return verdict.ceiling_reached(ticket.call, ticket.account, node, limit, "own")
 
     def _too_long(self, ticket: Ticket, wait: Wait) -> BudgetExceeded:
-        account = self.account
-        if wait.limit == "ceiling" and not self.may_wait:
-            return self._ceiling_reached(ticket, account)
+        if wait.seconds is None and wait.limit in verdict.CEILINGS and not self.may_wait:
+            short = ledger.fit(ticket.account, ticket.call, self.spawn_threshold)
+            node = short if isinstance(short, Account) else ticket.account.run
+            return verdict.ceiling_reached(ticket.call, ticket.account, node, wait.limit, "no wait")
         gate = next((gate for gate in self.gates if gate.limit == wait.limit), None)
-        patience = "no wait" if not self.may_wait else f"at most {self.max_wait:g} s"
-        needed = "until open calls have settled" if wait.seconds is None else f"{wait.seconds:.1f} s"
-        if gate is not None or wait.limit == "ceiling":
-            why = (
-                f"Run {account.name!r} is at its {wait.limit}: this call would wait {needed}, and {patience} is allowed"
-            )
-            way_out = f"Raise PACER_{wait.limit.upper()} or PACER_MAX_WAIT, or try again later."
-        else:
-            why = f"The provider itself asks this call to wait {needed} ({wait.limit}), and {patience} is allowed"
-            way_out = "Raise PACER_MAX_WAIT, or try again later."
-        return WaitTooLong(
-            f"{why}. {way_out}",
-            limit=wait.limit,
-            run=account.name,
-            asked=ticket.call.tokens,
-            amount=gate.bucket.rate.amount if gate else account.ceiling or 0,
-            spent=account.spent,
-            unknown=account.unknown,
-            held=account.held,
-            remaining=account.remaining,
-            retry_after_seconds=wait.seconds if wait.seconds is not None else 1.0,
+        amount = gate.bucket.rate.amount if gate else None
+        return verdict.wait_too_long(
+            ticket.call, ticket.account, wait, amount, self.max_wait if self.may_wait else None
         )
 
 
-def _seconds(wait: Wait) -> float:
-    return wait.seconds or 0.0
+def living(account: Account) -> Account:
+    """The account, or its nearest ancestor that has not ended."""
+    while account.ended and account.parent is not None:
+        account = account.parent
+    return account
 
 
 def gate(limit: str, kind: Kind, rate: Rate, burst: float, now: float) -> Gate:

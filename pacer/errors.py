@@ -26,9 +26,10 @@ class LimitsConflict(SettingsError):
 class BudgetExceeded(PacerError, RuntimeError):
     """A call was refused before it was sent.
 
-    Attributes: ``limit`` (the setting that refused), ``run``, ``asked`` (tokens the call might cost),
-    ``amount`` (the limit itself), ``spent``, ``unknown``, ``held``, ``remaining`` (tokens; ``None`` without a ceiling),
-    ``retry_after_seconds`` (``None`` when waiting cannot help).
+    Attributes: ``limit`` (the setting that refused), ``run``, ``agent`` (names from the run down, ``None`` outside of
+    agents), ``asked`` (tokens the call might cost), ``amount`` (the limit itself), ``spent``, ``unknown``, ``held``,
+    ``remaining`` (tokens of the account that refused; ``None`` without a ceiling), ``wrap_up`` (tokens that the agent
+    can still spend inside ``with pacer.wrap_up():``), ``retry_after_seconds`` (``None`` when waiting cannot help).
     """
 
     def __init__(
@@ -39,21 +40,25 @@ class BudgetExceeded(PacerError, RuntimeError):
         run: str,
         asked: int,
         amount: float,
+        agent: str | None = None,
         spent: int = 0,
         unknown: int = 0,
         held: int = 0,
         remaining: int | None = None,
+        wrap_up: int | None = None,
         retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(message)
         self.limit = limit
         self.run = run
+        self.agent = agent
         self.asked = asked
         self.amount = amount
         self.spent = spent
         self.unknown = unknown
         self.held = held
         self.remaining = remaining
+        self.wrap_up = wrap_up
         self.retry_after_seconds = retry_after_seconds
 
 

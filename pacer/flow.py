@@ -10,7 +10,7 @@ from collections.abc import Generator
 import msgspec
 
 from pacer import parking, telemetry
-from pacer.admission import Reservation, Ticket
+from pacer.admission import Caller, Reservation, Ticket
 from pacer.errors import BudgetExceeded
 from pacer.smoothing import Smoothing
 from pacer.store import Store
@@ -40,13 +40,13 @@ Step = Park | Space | Pause
 
 
 def admit(
-    store: Store, call: Estimate, run: str, smoothing: Smoothing | None = None
+    store: Store, call: Estimate, caller: Caller, smoothing: Smoothing | None = None
 ) -> Generator[Step, None, Reservation]:
     """A place for ``call``. Whoever cancels it on the way leaves no trace. Raises: BudgetExceeded."""
-    ticket = store.offer(call, parking.owner())
+    ticket = store.offer(call, parking.owner(), caller)
     try:
         if ticket.decision is None:
-            with telemetry.waiting(ticket, run) as record:
+            with telemetry.waiting(ticket) as record:
                 yield Park(store, ticket)
                 record.outcome = "admitted" if isinstance(ticket.decision, Reservation) else "refused"
         decision = ticket.decision
@@ -59,5 +59,5 @@ def admit(
     except BaseException:
         store.leave(ticket)
         raise
-    telemetry.admitted(decision, run)
+    telemetry.admitted(decision)
     return decision

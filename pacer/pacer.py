@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Unpack
 
-from pacer import flow, settings, telemetry
+from pacer import flow, scope, settings, telemetry
 from pacer.admission import Admission, Gate, Reservation, gate
 from pacer.errors import LimitsConflict
 from pacer.estimate import Estimator, Learned
 from pacer.ledger import Account
 from pacer.profile import profile_of
-from pacer.settings import Settings, SettingsInput
+from pacer.scope import Agent, Run, Scope
+from pacer.settings import RatesInput, Settings, SettingsInput
 from pacer.smoothing import Smoothing
 from pacer.store import Store
 from pacer.store.memory import MemoryStore
-from pacer.usage import Estimate, Rate, Settlement, Source, Status, Usage, Word
+from pacer.usage import Estimate, Kind, Rate, Settlement, Source, Status, Usage, Word
 
 BURST_SECONDS = 10.0
 """The default burst is what the rate gives in this time."""
@@ -42,24 +43,55 @@ class Pacer:
 
     def _open(self, chosen: Settings, clock: Callable[[], float]) -> None:
         self.settings = chosen
-        self.run = chosen.run
+        self.name = chosen.run
         self.estimator = Estimator()
         spacing = chosen.requests_per_second
         self._smoothing = Smoothing(spacing) if spacing else None
-        account = Account(chosen.run, chosen.ceiling, parent=Account("pacer"))
+        account = Account(chosen.run, chosen.ceiling, parent=Account("pacer", kind="pacer"))
         admission = Admission(
             account,
             _gates(chosen, clock()),
             max_wait=chosen.max_wait,
             may_wait=chosen.on_limit == "wait",
+            spawn_threshold=chosen.spawn_threshold,
+            order=chosen.order,
         )
+        self._rates = chosen
         self._store: Store = MemoryStore(admission, clock)
 
-    def admit(self, call: Estimate) -> Generator[flow.Step, None, Reservation]:
-        """The way of one call to its place, to be driven by a shell. Raises: BudgetExceeded."""
+    def run(self, name: str, *, ceiling: int | str | None = None) -> Run:
+        """A run of this pacer: a ceiling and books of its own, under the same rates. See :func:`pacer.run`.
+
+        Raises: SettingsError, LimitsConflict.
+        """
+        return Run(self._store, self.settings, name, ceiling)
+
+    def agent(
+        self,
+        name: str,
+        *,
+        ceiling: int | str | None = None,
+        weight: float = 1.0,
+        reserve: int | str | None = None,
+    ) -> Agent:
+        """An agent below the scope at hand. See :func:`pacer.agent`. Raises: SettingsError."""
+        return Agent(self._store, self.settings, name, ceiling, weight, reserve)
+
+    def owns(self, scope: Scope) -> bool:
+        """Whether it is a run or an agent of this pacer."""
+        return scope.store is self._store
+
+    def admit(
+        self, call: Estimate, bound: Scope | None = None, named: str | None = None
+    ) -> Generator[flow.Step, None, Reservation]:
+        """The way of one call to its place, to be driven by a shell. Raises: BudgetExceeded.
+
+        ``bound`` is the scope of the transport, ``named`` the one that the request names.
+        """
         if self.settings.profile != "none":
             call = profile_of(self.settings.profile, call).arriving(call)
-        return flow.admit(self._store, call, self.run, self._smoothing)
+        caller = scope.caller(self._store, self.settings, bound, named)
+        return flow.admit(self._store, call, caller, self._smoothing)
 
     def answered(self, place: Reservation, status: int, word: Word | None) -> None:
         """Take in an answer's status and what it said of the provider's own limits, as soon as it is there."""
@@ -90,13 +122,8 @@ class Pacer:
             counted = usage
             if self.settings.profile != "none":
                 counted = profile_of(self.settings.profile, place.call).counted(place.call, usage)
-            self._store.settle(place, counted, settlement)
-            telemetry.settled(usage, settlement, self.run)
-
-    @property
-    def has_ceiling(self) -> bool:
-        """Whether the run has a ceiling right now."""
-        return self._store.ceiling is not None
+            self._store.settle(place, usage, counted, settlement)
+            telemetry.settled(usage, settlement, self.name)
 
     def count_unmetered(self) -> None:
         """A request passed that is no model call."""
@@ -106,58 +133,68 @@ class Pacer:
         """A provider answered with an error; the call was not charged. ``worst``: what it may bill all the same."""
         self._store.count("failed")
         self._store.count("failed_tokens", worst)
-        telemetry.uncharged("provider_error", self.run)
+        telemetry.uncharged("provider_error", self.name)
 
     def count_unread(self) -> None:
         """An answer could not be read because of an error of ours; the call is charged by estimate."""
         self._store.count("unread")
-        telemetry.uncharged("unread", self.run)
+        telemetry.uncharged("unread", self.name)
 
     def learned(self) -> tuple[Learned, ...]:
         """What the calls so far have taught about each model, the one heard of last at the end."""
         return self.estimator.learned()
 
-    def set_ceiling(self, ceiling: int | None) -> None:
-        """Change the ceiling at once: raising wakes waiters, lowering refuses the hopeless; spending stays."""
-        self._store.set_ceiling(settings.explicit(ceiling=ceiling).ceiling)
+    def set_ceiling(self, ceiling: int | str | None) -> None:
+        """Change the ceiling of its own run. See :meth:`pacer.Run.set_ceiling`. Raises: SettingsError."""
+        self.run(self.name).set_ceiling(ceiling)
+
+    def set_rate(self, **given: Unpack[RatesInput]) -> None:
+        """Change rates at once; what is not given stays, ``None`` takes a rate away.
+
+        What the buckets have stays, up to the new burst; open calls give back to the bucket they took from.
+        Raises: SettingsError.
+        """
+        changed = settings.changed_rates(self._rates, **given)
+        self._store.do(lambda books, now: books.set_gates(_gates(changed, now, books.gates)))
+        self._rates = changed
+
+    def pause(self) -> None:
+        """Let no call go until it is resumed, of no run; open calls go on."""
+        self._store.do(lambda books, now: books.set_paused(books.root, True))
+
+    def resume(self) -> None:
+        """Let calls go again."""
+        self._store.do(lambda books, now: books.set_paused(books.root, False))
 
     def status(self) -> Status:
-        """How everything stands at this instant."""
-        return self._store.status()
+        """How its own run and the pacer around it stand at this instant; of other runs: ``run(name).status()``."""
+        return self._store.status(self._store.account)
 
     def __repr__(self) -> str:
-        now = self.status()
-        parts = [f"{now.spent:,} spent + {now.unknown:,} unknown + {now.held:,} held"]
-        parts[0] += "" if now.ceiling is None else f" of {now.ceiling:,}"
-        if now.tokens_per_second is not None and now.tokens_available is not None:
-            parts.append(f"{now.tokens_available:,.0f} tokens at {now.tokens_per_second:,g}/s")
-        if now.server_pause_seconds:
-            parts.append(f"paused by the provider for {now.server_pause_seconds:.1f} s")
-        waiting = f"{now.in_flight} in flight, {now.waiting} waiting"
-        if now.waits_for is not None:
-            waiting += f" for {now.waits_for}"
-        if now.next_seconds is not None:
-            waiting += f", next in {now.next_seconds:.1f} s"
-        return f"<Pacer {self.run}: {' | '.join([*parts, waiting])}>"
+        return f"<Pacer {scope.line_of(self.status())}>"
 
 
-def _gates(chosen: Settings, now: float) -> tuple[Gate, ...]:
+def _gates(chosen: Settings, now: float, old: tuple[Gate, ...] = ()) -> tuple[Gate, ...]:
+    """The gates for these rates; one that counts what an ``old`` one counted goes on with its bucket."""
     gates = []
-    if chosen.tokens_per_second is not None:
-        rate = Rate(chosen.tokens_per_second)
-        gates.append(gate("tokens_per_second", "tokens", rate, chosen.burst or rate.per_second * BURST_SECONDS, now))
-    if chosen.tokens_per_minute is not None:
-        rate = Rate(chosen.tokens_per_minute, 60.0)
-        gates.append(gate("tokens_per_minute", "tokens", rate, chosen.burst or rate.per_second * BURST_SECONDS, now))
-    for limit, kind, amount in (
-        ("input_tokens_per_minute", "input", chosen.input_tokens_per_minute),
-        ("output_tokens_per_minute", "output", chosen.output_tokens_per_minute),
-        ("requests_per_minute", "requests", chosen.requests_per_minute),
-    ):
-        if amount is not None:
-            rate = Rate(amount, 60.0)
-            gates.append(gate(limit, kind, rate, max(1.0, rate.per_second * BURST_SECONDS), now))  # type: ignore[arg-type]  # the literals above
+    for limit, kind, amount, per, burst in _rates_of(chosen):
+        if amount is None:
+            continue
+        rate = Rate(amount, per)
+        made = gate(limit, kind, rate, burst or max(1.0, rate.per_second * BURST_SECONDS), now)
+        before = next((gate for gate in old if gate.kind == kind), None)
+        if before is not None:
+            made.bucket.take(made.bucket.burst - min(made.bucket.burst, before.bucket.level(now)), now)
+        gates.append(made)
     return tuple(gates)
+
+
+def _rates_of(chosen: Settings) -> Iterator[tuple[str, Kind, float | None, float, float | None]]:
+    yield "tokens_per_second", "tokens", chosen.tokens_per_second, 1.0, chosen.burst
+    yield "tokens_per_minute", "tokens", chosen.tokens_per_minute, 60.0, chosen.burst
+    yield "input_tokens_per_minute", "input", chosen.input_tokens_per_minute, 60.0, None
+    yield "output_tokens_per_minute", "output", chosen.output_tokens_per_minute, 60.0, None
+    yield "requests_per_minute", "requests", chosen.requests_per_minute, 60.0, None
 
 
 _shared: dict[str, Pacer] = {}
@@ -181,3 +218,35 @@ def join(chosen: Settings) -> Pacer:
                 f"name another run (PACER_RUN) or ask for a budget of its own with BudgetTransport(pacer=Pacer(...))"
             )
     return pacer
+
+
+def process_pacer() -> Pacer:
+    """The pacer that ``BudgetTransport()`` joins. Raises: SettingsError, LimitsConflict."""
+    return join(settings.load())
+
+
+def run(name: str, *, ceiling: int | str | None = None) -> Run:
+    """A run: ``with pacer.run("nightly", ceiling="500k") as run:``, also ``async with``, or as a decorator.
+
+    All calls inside are booked on it, through whatever transport of the same pacer; entered again under the same name
+    it goes on where it was. Its ceiling is the ``ceiling`` setting unless given. It is one of the process's pacer, that
+    which ``BudgetTransport()`` joins; ``Pacer.run`` is the same for a pacer of your own.
+    Raises: SettingsError, LimitsConflict.
+    """
+    return process_pacer().run(name, ceiling=ceiling)
+
+
+def agent(
+    name: str, *, ceiling: int | str | None = None, weight: float = 1.0, reserve: int | str | None = None
+) -> Agent:
+    """An agent of the scope at hand: ``with pacer.agent("researcher") as agent:``, ``async with``, or as a decorator.
+
+    All calls inside are booked on it and on all above it. ``ceiling`` (tokens, by default ``agent_ceiling``) can only
+    narrow what those allow; by ``weight`` it takes its turns among the agents beside it; ``reserve`` (tokens, by
+    default ``wrap_up_reserve``) is carved out with its first call, and only :func:`wrap_up` spends it. The name may be
+    any string, of which 128 characters count; each time it is a new agent. Raises: SettingsError.
+    """
+    at_hand = scope.current()
+    if at_hand is not None:
+        return at_hand.agent(name, ceiling=ceiling, weight=weight, reserve=reserve)
+    return process_pacer().agent(name, ceiling=ceiling, weight=weight, reserve=reserve)

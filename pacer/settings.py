@@ -74,6 +74,7 @@ def _switch(value: object) -> bool:
 Profile = Literal["none", "host", "openai", "azure", "anthropic", "gemini", "bedrock", "groq"]
 RateSetting = Annotated[float | None, BeforeValidator(_rate)]
 AmountSetting = Annotated[int | None, BeforeValidator(_amount)]
+CountSetting = Annotated[int, BeforeValidator(_amount)]
 
 _RATE = f"{_NUMBER}, above 0"
 _ACCEPTED = {
@@ -85,6 +86,10 @@ _ACCEPTED = {
     "requests_per_second": _RATE,
     "burst": f"{_RATE}, in tokens",
     "ceiling": f"a whole number of tokens from 0, {_NUMBER}",
+    "agent_ceiling": f"a whole number of tokens from 0, {_NUMBER}",
+    "spawn_threshold": f"a whole number of tokens from 0, {_NUMBER}",
+    "wrap_up_reserve": f"a whole number of tokens from 0, {_NUMBER}",
+    "order": "fair or finish_first",
     "on_limit": "wait or refuse",
     "max_wait": "seconds from 0",
     "unknown": "worst or seen",
@@ -109,6 +114,10 @@ class SettingsInput(TypedDict, total=False):
     requests_per_minute: float | str | None
     requests_per_second: float | str | None
     ceiling: int | str | None
+    agent_ceiling: int | str | None
+    spawn_threshold: int | str
+    wrap_up_reserve: int | str
+    order: Literal["fair", "finish_first"]
     on_limit: Literal["wait", "refuse"]
     max_wait: float | str | None
     unknown: Literal["worst", "seen"]
@@ -119,6 +128,17 @@ class SettingsInput(TypedDict, total=False):
     retries: int | str
     include_usage: bool | Literal["on", "off"]
     run: str
+
+
+class RatesInput(TypedDict, total=False):
+    """The rates that may change while calls go on."""
+
+    tokens_per_second: float | str | None
+    tokens_per_minute: float | str | None
+    burst: float | str | None
+    input_tokens_per_minute: float | str | None
+    output_tokens_per_minute: float | str | None
+    requests_per_minute: float | str | None
 
 
 class Settings(BaseSettings):
@@ -134,6 +154,10 @@ class Settings(BaseSettings):
     requests_per_minute: RateSetting = None
     requests_per_second: RateSetting = None
     ceiling: AmountSetting = None
+    agent_ceiling: AmountSetting = None
+    spawn_threshold: CountSetting = 0
+    wrap_up_reserve: CountSetting = 0
+    order: Literal["fair", "finish_first"] = "fair"
     on_limit: Literal["wait", "refuse"] = "wait"
     max_wait: Annotated[float | None, BeforeValidator(_seconds)] = None
     unknown: Literal["worst", "seen"] = "worst"
@@ -141,7 +165,7 @@ class Settings(BaseSettings):
     profile: Profile = "none"
     output_cap: Literal["lower", "inject", "leave"] = "lower"
     refusal: Literal["response", "raise"] = "response"
-    retries: Annotated[int, BeforeValidator(_amount)] = 0
+    retries: CountSetting = 0
     include_usage: Annotated[bool, BeforeValidator(_switch)] = True
     run: Annotated[str, BeforeValidator(_run)] = "default"
 
@@ -181,6 +205,17 @@ def load(**given: Unpack[SettingsInput]) -> Settings:
 def explicit(**given: Unpack[SettingsInput]) -> Settings:
     """Settings from arguments alone. Raises: SettingsError."""
     return _build(_WithoutEnvironment, given)
+
+
+def changed_rates(now: Settings, **given: Unpack[RatesInput]) -> Settings:
+    """The settings with these rates in place of those there were. Raises: SettingsError."""
+    if foreign := sorted(given.keys() - RatesInput.__annotations__.keys()):
+        raise SettingsError(f"{', '.join(foreign)} is no rate: give {', '.join(RatesInput.__annotations__)}")
+    rates = {name: getattr(now, name) for name in RatesInput.__annotations__}
+    if given.keys() & {"tokens_per_second", "tokens_per_minute"}:  # one takes the place of the other
+        rates |= {"tokens_per_second": None, "tokens_per_minute": None, "burst": None}
+    changed = explicit(**{**rates, **given})
+    return now.model_copy(update={name: getattr(changed, name) for name in rates})
 
 
 def for_transport(pacers: Settings, **given: Unpack[SettingsInput]) -> Settings:

@@ -17,7 +17,7 @@ from opentelemetry import metrics, trace
 
 from pacer.admission import Reservation, Ticket
 from pacer.errors import BudgetExceeded, WaitTooLong
-from pacer.usage import Estimate, Settlement, Usage
+from pacer.usage import Estimate, Settlement, Threshold, Usage
 
 _log = logging.getLogger("pacer")
 _tracer = trace.get_tracer("pacer")
@@ -57,17 +57,18 @@ class WaitRecord:
 
 
 @contextmanager
-def waiting(ticket: Ticket, run: str) -> Iterator[WaitRecord]:
+def waiting(ticket: Ticket) -> Iterator[WaitRecord]:
     """Span ``pacer.wait`` around a wait, a child of the caller's span; one log line if it is expected to be long."""
-    call, wait = ticket.call, ticket.wait
+    call, wait, run, agent = ticket.call, ticket.wait, ticket.account.run.name, ticket.account.label
     limit = wait.limit if wait else "unknown"
     seconds = wait.seconds if wait else None
     if seconds is None or seconds >= LOGGED_WAIT_SECONDS:
         expected = "until open calls settle" if seconds is None else f"about {seconds:.1f} s"
-        _log.info("run %s waits for %s: %s, place %d in line", run, limit, expected, ticket.position)
+        whose = f"run {run}, agent {agent!r}," if agent else f"run {run}"
+        _log.info("%s waits for %s: %s, place %d in line", whose, limit, expected, ticket.position)
     attributes: dict[str, str | int] = {
         "pacer.limit": limit,
-        "pacer.run": run,
+        **_whose(run, agent),
         "pacer.tokens.asked": call.tokens,
         "pacer.queue.position": ticket.position,
         **_model(call),
@@ -82,8 +83,9 @@ def waiting(ticket: Ticket, run: str) -> Iterator[WaitRecord]:
             _queued.add(-1, _of(run))
 
 
-def admitted(place: Reservation, run: str) -> None:
+def admitted(place: Reservation) -> None:
     """A call has its place."""
+    run = place.account.run.name
     if _late:
         _catch_up()
     _time_in_queue.record(place.waited_seconds, _of(run))
@@ -105,7 +107,7 @@ def refused(refusal: BudgetExceeded, call: Estimate) -> None:
     if span.is_recording():
         numbers: dict[str, str | int] = {
             "pacer.limit": refusal.limit,
-            "pacer.run": refusal.run,
+            **_whose(refusal.run, refusal.agent),
             "pacer.tokens.asked": refusal.asked,
         }
         if refusal.remaining is not None:
@@ -129,6 +131,33 @@ def settled(usage: Usage, settlement: Settlement, run: str) -> None:
         _tokens.add(settlement.unknown, _of(run, "pacer.token.class", "unknown"))
 
 
+def crossed(threshold: Threshold, tell: Callable[[Threshold], object] | None) -> None:
+    """A part of a ceiling is booked: a listener is told, or else a log line and an event on the span at hand."""
+    if getattr(_finalizer, "runs", False):
+        _late.append(partial(crossed, threshold, tell))
+        return
+    if tell is not None:
+        try:
+            tell(threshold)
+        except Exception:  # whoever listens never breaks a call
+            _log.exception("run %s: a listener of a threshold failed", threshold.run)
+        return
+    whose = f"run {threshold.run}" + (f", agent {threshold.agent!r}," if threshold.agent else "")
+    booked = threshold.spent + threshold.unknown
+    _log.warning(
+        "%s has booked %d %% of its ceiling: %d of %d", whose, threshold.fraction * 100, booked, threshold.ceiling
+    )
+    span = trace.get_current_span()
+    if span.is_recording():
+        event: dict[str, str | int | float] = {
+            **_whose(threshold.run, threshold.agent),
+            "pacer.threshold": threshold.fraction,
+            "pacer.tokens.booked": booked,
+            "pacer.tokens.ceiling": threshold.ceiling,
+        }
+        span.add_event("pacer.threshold", event)
+
+
 def uncharged(reason: str, run: str) -> None:
     """A call passed without being charged."""
     if getattr(_finalizer, "runs", False):
@@ -141,6 +170,11 @@ def uncharged(reason: str, run: str) -> None:
 def _of(run: str, name: str = "", value: str = "") -> dict[str, str]:
     """The attributes of a measurement, made once."""
     return {"pacer.run": run, name: value} if name else {"pacer.run": run}
+
+
+def _whose(run: str, agent: str | None) -> dict[str, str]:
+    """Names of agents are on spans and in log lines, never on a metric: there may be any number of them."""
+    return {"pacer.run": run, "pacer.agent": agent} if agent else {"pacer.run": run}
 
 
 def _model(call: Estimate) -> dict[str, str]:

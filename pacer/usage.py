@@ -119,35 +119,145 @@ class Word(msgspec.Struct, frozen=True):
     allowances: tuple[Allowance, ...] = ()
 
 
+AccountKind = Literal["pacer", "run", "agent"]
+"""What a node of the tree of accounts stands for."""
+
 Oddity = Literal["unmetered", "failed", "failed_tokens", "unread"]
 """What is counted beside the books: requests that are no model calls; calls that the provider answered with an error,
 and what 5xx and 529 among them would have cost at worst; answers that an error of ours kept from being read."""
 
 
-class Status(msgspec.Struct, frozen=True):
-    """How a pacer stands at one instant; tokens unless the name says otherwise.
-
-    ``remaining`` is what nobody has spent or holds (negative after an overshoot), ``None`` without a ceiling.
-    ``server_pause_seconds`` is the longest pause in force that a provider asked for, 0 without one.
-    ``tokens_available`` is the level of the token bucket (negative while it pays back), ``None`` without a rate.
+class Classes(msgspec.Struct, frozen=True):
+    """Spent tokens by class. ``cached`` and ``written`` are parts of ``input``, ``reasoning`` of ``output``; what only
+    a provider's total tells is in none of them.
     """
 
-    run: str
+    input: int
+    output: int
+    cached: int
+    written: int
+    reasoning: int
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """What the ended agents of one name came to, all together; tokens unless the name says otherwise."""
+
+    name: str
+    agents: int
+    calls: int
+    spent: int
+    unknown: int
+    refused: int
+    wrap_ups: int
+
+
+class AccountStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How one account of the tree stands, all below it included; tokens unless the name says otherwise.
+
+    ``remaining`` is what nobody has spent, holds or has carved out (negative after an overshoot), ``None`` without a
+    ceiling. ``reserve`` is what the agent itself has left for its wrap-up, ``carved`` what it and those below it have.
+    ``estimated`` is the part of ``spent`` that no provider told. ``refusals`` counts the refused calls by limit,
+    ``wrap_ups`` the calls that a reserve has paid. ``agents`` are those at work, ``finished`` those that have ended.
+    """
+
+    name: str
+    kind: AccountKind
     ceiling: int | None
+    remaining: int | None
     spent: int
     unknown: int
     held: int
-    remaining: int | None
+    carved: int
+    reserve: int
+    classes: Classes
+    estimated: int
+    calls: int
     in_flight: int
     waiting: int
+    waited_seconds: float
+    refused: int
+    refusals: dict[str, int]
+    wrap_ups: int
+    weight: float
+    paused: bool
+    agents: tuple[AccountStatus, ...]
+    finished: tuple[Finished, ...]
+
+    @property
+    def estimated_share(self) -> float:
+        """The part of all that was spent which no provider told."""
+        return self.estimated / self.spent if self.spent else 0.0
+
+    @property
+    def unknown_share(self) -> float:
+        """The part of all that may be on the bill which nobody saw."""
+        return self.unknown / (self.spent + self.unknown) if self.unknown else 0.0
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """One call that waits: whose it is (``agent`` as a path below its run), for which limit, since when and how long.
+
+    ``seconds`` until it goes, as far as rates tell; ``None`` when open calls have to settle first.
+    """
+
+    run: str
+    agent: str
+    model: str
+    tokens: int
+    limit: str
+    since_seconds: float
+    seconds: float | None
+
+
+class Status(AccountStatus, frozen=True, kw_only=True):
+    """How a run or an agent stands at one instant, and the pacer around it.
+
+    ``waits`` are the first 100 of its calls that wait, in the order in which they will go; ``waits_for`` and
+    ``next_seconds`` are the limit and the time of the first one. The rest is the whole pacer's: ``tokens_available``,
+    the level of the token bucket (negative while it pays back), ``None`` without a rate; ``server_pause_seconds``, the
+    longest pause in force that a provider asked for, 0 without one; and what is counted beside the books.
+    """
+
+    waits: tuple[Waiting, ...]
     waits_for: str | None
     next_seconds: float | None
     server_pause_seconds: float
     tokens_per_second: float | None
     tokens_available: float | None
-    calls: int
-    refused: int
     unmetered: int
     failed: int
     failed_tokens: int
     unread: int
+
+    def json(self) -> str:
+        """All of it as one JSON object."""
+        return msgspec.json.encode(self).decode()
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """The limits in force for a scope, those of its ancestors included; tokens unless the name says otherwise.
+
+    ``ceiling`` is the smallest above it and ``ceiling_of`` names whose that is; ``remaining`` is what the narrowest of
+    them leaves. ``call`` is what one call may cost here (:func:`pacer.limit`). ``share`` is the part of the rate that
+    it gets while all who wait now go on waiting.
+    """
+
+    ceiling: int | None
+    ceiling_of: str | None
+    remaining: int | None
+    reserve: int
+    call: int | None
+    weight: float
+    share: float
+    tokens_per_second: float | None
+
+
+class Threshold(msgspec.Struct, frozen=True):
+    """An account has booked ``fraction`` of its ceiling: ``spent`` and ``unknown`` of ``ceiling`` tokens."""
+
+    run: str
+    agent: str
+    fraction: float
+    spent: int
+    unknown: int
+    ceiling: int

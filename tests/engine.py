@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pacer.admission import Admission, Gate, Reservation, Ticket, gate
+from typing import Literal
+
+from pacer.admission import Admission, Caller, Gate, Reservation, Ticket, gate
 from pacer.ledger import Account
 from pacer.store.memory import MemoryStore
 from pacer.usage import Estimate, Rate, Settlement, Source, Usage, Word
@@ -45,27 +47,49 @@ class Engine:
         ceiling: int | None = None,
         max_wait: float | None = None,
         may_wait: bool = True,
+        spawn_threshold: int = 0,
+        order: Literal["fair", "finish_first"] = "fair",
     ) -> None:
         self.clock = Clock()
         gates: tuple[Gate, ...] = ()
         if rate is not None:
             gates = (gate("tokens_per_second", "tokens", Rate(rate), burst, self.clock.now),)
-        self.account = Account("default", ceiling, parent=Account("pacer"))
-        self.admission = Admission(self.account, gates, max_wait=max_wait, may_wait=may_wait)
+        self.account = Account("default", ceiling, parent=Account("pacer", kind="pacer"))
+        self.caller = Caller(self.account)
+        self.admission = Admission(
+            self.account, gates, max_wait=max_wait, may_wait=may_wait, spawn_threshold=spawn_threshold, order=order
+        )
         self.store = MemoryStore(self.admission, self.clock)
         self.seats: list[Seat] = []
 
-    def offer(self, call: Estimate, owner: object = None) -> Ticket:
+    def offer(self, call: Estimate, owner: object = None, caller: Caller | None = None) -> Ticket:
         """Offer a call; if it has to wait, it gets a seat."""
-        ticket = self.store.offer(call, owner if owner is not None else object())
+        ticket = self.store.offer(call, owner if owner is not None else object(), caller or self.caller)
         if ticket.decision is None:
             self.seats.append(Seat(self.clock))
             self.store.sit(ticket, self.seats[-1])
         return ticket
 
+    def agent(
+        self,
+        name: str,
+        *,
+        parent: Account | None = None,
+        ceiling: int | None = None,
+        weight: float = 1.0,
+        reserve: int = 0,
+    ) -> Account:
+        """A new agent, below the run unless said otherwise."""
+        return self.admission.spawn(parent or self.account, name, ceiling, weight, reserve)
+
+    def set_ceiling(self, ceiling: int | None, account: Account | None = None) -> None:
+        """Change a ceiling, the run's unless said otherwise."""
+        self.store.do(lambda books, now: books.set_ceiling(account or self.account, ceiling))
+
     def settle(self, ticket: Ticket, spent: int, unknown: int = 0, source: Source = "provider") -> None:
         """End the reservation of a granted ticket."""
-        self.store.settle(place_of(ticket), Usage(tokens=spent), Settlement(spent, unknown, source))
+        usage = Usage(tokens=spent)
+        self.store.settle(place_of(ticket), usage, usage, Settlement(spent, unknown, source))
 
     def answer(self, ticket: Ticket, status: int = 200, pause: float | None = None) -> None:
         """The server answers a granted call."""

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pacer.admission import Admission, gate
+from pacer.admission import Admission, Caller, gate
 from pacer.errors import CeilingReached, WaitTooLong
 from pacer.ledger import Account
 from pacer.usage import Estimate, Rate, Settlement, Usage
@@ -92,8 +92,8 @@ def test_several_buckets_must_all_agree():
     )
     admission = Admission(Account("run"), gates)
     one = Estimate(input=10, output=100, worst=200)
-    assert admission.offer(one, 1, 0.0).decision is not None
-    second = admission.offer(one, 2, 0.0)
+    assert admission.offer(one, 1, Caller(admission.account), 0.0).decision is not None
+    second = admission.offer(one, 2, Caller(admission.account), 0.0)
     assert second.wait is not None
     assert second.wait.limit == "output_tokens_per_minute"
     assert second.wait.seconds == pytest.approx(10.0)
@@ -107,8 +107,8 @@ def test_settlement_gives_back_to_each_bucket_what_it_took_too_much():
         gate("output_tokens_per_minute", "output", Rate(60, 60), 100, 0.0),
     )
     admission = Admission(Account("run"), gates)
-    ticket = admission.offer(Estimate(input=50, output=80, worst=200), 1, 0.0)
-    admission.settle(place_of(ticket), Usage(20, 90), Settlement(110, 0, "provider"), 0.0)
+    ticket = admission.offer(Estimate(input=50, output=80, worst=200), 1, Caller(admission.account), 0.0)
+    admission.settle(place_of(ticket), Usage(20, 90), Usage(20, 90), Settlement(110, 0, "provider"), 0.0)
     assert [each.bucket.level(0.0) for each in gates] == [80, 10]
 
 
@@ -167,10 +167,10 @@ def test_a_raised_ceiling_wakes_and_a_lowered_one_refuses():
     engine = Engine(ceiling=1_000)
     engine.offer(call(900))
     waiting = engine.offer(call(500))
-    engine.store.set_ceiling(2_000)
+    engine.set_ceiling(2_000)
     assert granted(waiting)
     third = engine.offer(call(700))
-    engine.store.set_ceiling(600)
+    engine.set_ceiling(600)
     assert isinstance(third.decision, CeilingReached)
     assert engine.account.remaining == 600 - 1_400
 

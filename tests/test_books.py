@@ -143,7 +143,7 @@ class Books(RuleBasedStateMachine):
 
     @rule(ceiling=st.none() | st.integers(0, 2_000))
     def change_the_ceiling(self, ceiling: int | None) -> None:
-        self.engine.store.set_ceiling(ceiling)
+        self.engine.set_ceiling(ceiling)
         self._take_note()
 
     def _overdrawn_by(self, amount: int) -> bool:
@@ -179,13 +179,15 @@ class Books(RuleBasedStateMachine):
     def nobody_waits_who_could_go_or_never_can(self) -> None:
         """B7 and decision 2: the head really has to wait, and nobody in line waits for tokens that are spent."""
         waiting = [t for t in self.everyone if t.decision is None and id(t) not in self.gone]
-        status = self.engine.admission.status(self.engine.clock.now)  # the store's would look after the lane first
+        status = self.engine.admission.status(
+            self.engine.account, self.engine.clock.now
+        )  # the store's would look after the lane first
         assert status.waiting == len(waiting)
         if not waiting:
             return
         assert status.waits_for in LIMITS
         assert status.next_seconds is None or status.next_seconds > 0
-        assert not any(self._overdrawn_by(ticket.bound) for ticket in waiting)
+        assert not any(self._overdrawn_by(amount) for ticket in waiting for node, amount in ticket.needs[:1])
 
     @invariant()
     def every_refusal_was_right_and_says_why(self) -> None:
@@ -198,7 +200,7 @@ class Books(RuleBasedStateMachine):
     def the_bucket_is_that_of_the_model(self) -> None:
         """B10: every grant left a bucket that could give it, and what came back is capped at the burst."""
         if self.paced:
-            level = self.engine.admission.status(self.engine.clock.now).tokens_available
+            level = self.engine.admission.status(self.engine.account, self.engine.clock.now).tokens_available
             assert level is not None
             assert math.isclose(level, self.bucket.at(self.engine.clock.now), abs_tol=1e-3)
 

@@ -121,7 +121,7 @@ def test_a_run_is_joined_by_the_environment_too(monkeypatch, run):
     monkeypatch.setenv("PACER_RUN", run)
     monkeypatch.setenv("PACER_CEILING", "700")
     first = BudgetTransport()
-    assert (first.pacer.run, first.pacer.status().ceiling) == (run, 700)
+    assert (first.pacer.name, first.pacer.status().ceiling) == (run, 700)
     assert BudgetTransport(run=run).pacer is first.pacer
 
 

@@ -124,14 +124,23 @@ def test_the_minute_rates_are_independent_buckets():
 
 def test_the_public_names_are_these():
     assert pacer.__all__ == [
+        "Agent",
         "BudgetExceeded",
         "CeilingReached",
+        "Limits",
         "LimitsConflict",
         "Pacer",
         "PacerError",
+        "Run",
         "SettingsError",
         "Status",
+        "Threshold",
         "WaitTooLong",
+        "Waiting",
+        "agent",
+        "limit",
+        "run",
+        "wrap_up",
     ]
     assert transports.__all__ == ["BudgetTransport", "Receipt"]
     assert all(getattr(pacer, name).__doc__ for name in pacer.__all__)

@@ -101,7 +101,7 @@ def test_the_message_of_a_ceiling_fires_no_retry_loop():
         assert response.status_code == 402
         message = response.json()["error"]["message"]
         assert not FIRES_RETRIES.search(message), message
-        for word in (one.pacer.run, "PACER_CEILING", "BudgetTransport(ceiling=...)"):
+        for word in (one.pacer.name, "PACER_CEILING", "BudgetTransport(ceiling=...)"):
             assert word in message
     kept.close()
     also_kept.close()

@@ -29,7 +29,7 @@ def test_a_waiter_is_woken_once_and_by_the_settlement_itself():
 def test_who_is_decided_before_sitting_down_is_woken_at_once():
     engine = Engine(ceiling=100)
     first = engine.offer(call(100))
-    second = engine.store.offer(call(60), "late")
+    second = engine.store.offer(call(60), "late", engine.caller)
     engine.settle(first, 30)
     seat = ThreadSeat(engine.store.tick)
     engine.store.sit(second, seat)
@@ -63,7 +63,7 @@ def test_a_closed_loops_waiter_is_passed_over():
     """Its grant is undone and the next one is examined."""
     engine = Engine(ceiling=100)
     first = engine.offer(call(100))
-    dead = engine.store.offer(call(60), "dead loop")
+    dead = engine.store.offer(call(60), "dead loop", engine.caller)
 
     async def sit() -> None:
         engine.store.sit(dead, AsyncioSeat(engine.store.tick))
@@ -111,7 +111,7 @@ def test_a_mistake_inside_the_critical_section_does_not_keep_the_lock():
     with pytest.raises(ZeroDivisionError):
         engine.store.tick()
     del engine.admission.pump
-    engine.store.set_ceiling(4)
+    engine.set_ceiling(4)
     assert granted(waiting)
 
 
@@ -126,7 +126,7 @@ def test_threads_and_loops_stand_in_one_line(attempt: int):
         most_held[0] = max(most_held[0], held.held + held.spent)
 
     def in_thread(number: int) -> bool:
-        ticket = engine.store.offer(call(900), number)
+        ticket = engine.store.offer(call(900), number, engine.caller)
         if ticket.decision is None:
             seat = ThreadSeat(engine.store.tick)
             engine.store.sit(ticket, seat)
@@ -141,7 +141,7 @@ def test_threads_and_loops_stand_in_one_line(attempt: int):
         return True
 
     async def in_loop(number: int) -> bool:
-        ticket = engine.store.offer(call(900), f"task {number}")
+        ticket = engine.store.offer(call(900), f"task {number}", engine.caller)
         if ticket.decision is None:
             seat = AsyncioSeat(engine.store.tick)
             engine.store.sit(ticket, seat)
@@ -169,8 +169,8 @@ def test_trio_tasks_wait_too():
     engine = Engine(ceiling=100)
 
     async def main() -> None:
-        first = engine.store.offer(call(100), "first")
-        second = engine.store.offer(call(60), "second")
+        first = engine.store.offer(call(100), "first", engine.caller)
+        second = engine.store.offer(call(60), "second", engine.caller)
         seat = TrioSeat(engine.store.tick)
         engine.store.sit(second, seat)
         async with trio.open_nursery() as nursery:

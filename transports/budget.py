@@ -13,15 +13,16 @@ import msgspec
 
 from pacer import parking, settings
 from pacer.admission import Reservation
-from pacer.errors import BudgetExceeded
+from pacer.errors import BudgetExceeded, SettingsError
 from pacer.flow import Park, Pause, Space
 from pacer.pacer import Pacer, join
+from pacer.scope import HEADER, Scope
 from pacer.settings import SettingsInput
 from pacer.usage import Usage
 from transports import limits, refusal, retry
 from transports.exchange import Exchange
 from transports.inner import Inner
-from transports.library import Request, Response, library_of
+from transports.library import Request, Response, library_of, without_header
 from transports.progress import Progress
 from transports.receipt import Receipt
 from transports.retry import Discard
@@ -52,7 +53,8 @@ class BudgetTransport(_Transport):
     """A transport for ``httpx.Client``, ``httpx.AsyncClient`` and both of httpx2: meters, paces and caps LLM calls.
 
     ``inner`` is the transport below; by default what the client would have built, from ``verify``, ``http2`` and
-    ``limits``. Without ``pacer`` it joins the pacer of its ``run``; all other keyword arguments are settings, and what
+    ``limits``. Without ``pacer`` it joins the pacer of its ``run``. All calls belong to ``scope``, but for those of
+    scopes below it. All other keyword arguments are settings, and what
     is not given comes from ``PACER_*``. Raises: SettingsError, LimitsConflict.
     """
 
@@ -61,6 +63,7 @@ class BudgetTransport(_Transport):
         inner: Any = None,
         *,
         pacer: Pacer | None = None,
+        scope: Scope | None = None,
         verify: ssl.SSLContext | bool = True,
         http2: bool = False,
         limits: Any = None,
@@ -68,6 +71,9 @@ class BudgetTransport(_Transport):
     ) -> None:
         self._settings = settings.load(**given) if pacer is None else settings.for_transport(pacer.settings, **given)
         self.pacer = join(self._settings) if pacer is None else pacer
+        self._scope = scope
+        if scope is not None and not self.pacer.owns(scope):
+            raise SettingsError(f"scope={scope!r} is not accepted: give one of {self.pacer!r}")
         self._inner = Inner(inner, verify=verify, http2=http2, limits=limits)
 
     def handle_request(self, request: Any) -> Any:
@@ -103,26 +109,29 @@ class BudgetTransport(_Transport):
     def _way(self, request: Request, *, awaits: bool) -> Generator[Any, Any, Response]:
         """The story of one request: recognise, estimate, admit, send, meter."""
         library = library_of(request)
+        named = request.headers.get(HEADER)
+        if named is not None:
+            request = without_header(request, HEADER)
         exchange = Exchange.of(request, library, self._settings, self.pacer.estimator)
         if exchange is None:
             self.pacer.count_unmetered()
             return (yield Send(request, library))
         try:
             if self._settings.retries and exchange.body is not None:
-                once = partial(self._attempt, exchange, awaits=awaits)
+                once = partial(self._attempt, exchange, named, awaits=awaits)
                 return (yield from retry.attempts(once, self._settings.retries, library))
-            return (yield from self._attempt(exchange, awaits=awaits))
+            return (yield from self._attempt(exchange, named, awaits=awaits))
         except BudgetExceeded as refused:
             if self._settings.refusal == "raise":
                 raise
             return refusal.answer(refused, library, request)
 
-    def _attempt(self, exchange: Exchange, *, awaits: bool) -> Generator[Any, Any, Response]:
+    def _attempt(self, exchange: Exchange, named: str | None, *, awaits: bool) -> Generator[Any, Any, Response]:
         """One try: a place, the network, and a meter on the answer."""
-        place = yield from self.pacer.admit(exchange.estimate)
+        place = yield from self.pacer.admit(exchange.estimate, self._scope, named)
         try:
             cap = None
-            if place.call.worst != exchange.estimate.worst or (exchange.injects and self.pacer.has_ceiling):
+            if place.call.worst != exchange.estimate.worst or (exchange.injects and place.account.is_capped):
                 cap = exchange.cap_to_send(place.call.worst)
             outgoing = exchange.outgoing(cap)
             progress = Progress(outgoing, awaits=awaits)

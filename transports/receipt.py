@@ -23,6 +23,16 @@ class Receipt(msgspec.Struct, frozen=True):
         return self._place.waited_seconds
 
     @property
+    def run(self) -> str:
+        """The run it was booked on."""
+        return self._place.account.run.name
+
+    @property
+    def agent(self) -> str:
+        """The agent it was booked on, as names from the run down; empty outside of agents."""
+        return self._place.account.label
+
+    @property
     def admitted_at(self) -> float:
         """When the call was admitted, on the pacer's monotonic clock."""
         return self._place.granted_at

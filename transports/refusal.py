@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from types import ModuleType
+from urllib.parse import quote
 
 from pacer.errors import BudgetExceeded, WaitTooLong
 from transports.library import Request, Response
@@ -17,7 +18,9 @@ from transports.library import Request, Response
 def answer(refusal: BudgetExceeded, library: ModuleType, request: Request) -> Response:
     """The refusal as a response of ``library``."""
     waiting_helps = isinstance(refusal, WaitTooLong)
-    headers = {f"x-pacer-{name.replace('_', '-')}": str(value) for name, value in _numbers(refusal).items()}
+    headers = {
+        f"x-pacer-{name.replace('_', '-')}": quote(str(value), safe="/") for name, value in _numbers(refusal).items()
+    }
     if waiting_helps:
         headers["retry-after"] = str(max(1, math.ceil(refusal.retry_after_seconds or 1.0)))
     else:
@@ -45,5 +48,5 @@ def _body(refusal: BudgetExceeded, status: int) -> dict[str, object]:
 
 
 def _numbers(refusal: BudgetExceeded) -> dict[str, object]:
-    names = ("limit", "run", "asked", "amount", "spent", "unknown", "held", "remaining")
+    names = ("limit", "run", "agent", "asked", "amount", "spent", "unknown", "held", "remaining", "wrap_up")
     return {name: value for name in names if (value := getattr(refusal, name)) is not None}

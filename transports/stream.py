@@ -178,7 +178,7 @@ class Meter(Reading):
         self._stop_reading()
         self.pacer.count_unread()
         # The kind of the error only: its text could quote the answer.
-        _log.warning("run %s: an answer could not be metered (%s)", self.pacer.run, type(error).__name__)
+        _log.warning("run %s: an answer could not be metered (%s)", self.pacer.name, type(error).__name__)
 
     def _settle(self, *, is_whole: bool) -> None:
         if self.ended:

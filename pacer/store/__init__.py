@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
-from pacer.admission import Reservation, Seat, Ticket
+from pacer.admission import Admission, Caller, Reservation, Seat, Ticket
+from pacer.ledger import Account
 from pacer.usage import Estimate, Oddity, Settlement, Status, Usage, Word
 
 __all__ = ["Store"]
+
+T = TypeVar("T")
 
 
 class Store(Protocol):
     """The books of one pacer. Every call is atomic, thread-safe and wakes whom it lets in."""
 
     @property
-    def ceiling(self) -> int | None:
-        """The ceiling of the run right now."""
+    def account(self) -> Account:
+        """The run of those who name none."""
 
-    def offer(self, call: Estimate, owner: object) -> Ticket:
-        """Decide on a call of ``owner`` (a task or thread), or queue it."""
+    def offer(self, call: Estimate, owner: object, caller: Caller) -> Ticket:
+        """Decide on a call of ``owner`` (a task or thread) for ``caller``, or queue it."""
 
     def sit(self, ticket: Ticket, seat: Seat) -> None:
         """Tell where the owner of a queued ticket sleeps."""
@@ -26,8 +30,8 @@ class Store(Protocol):
     def leave(self, ticket: Ticket) -> None:
         """The owner of a ticket does not want it any more, granted or not; safe inside a garbage collection."""
 
-    def settle(self, place: Reservation, usage: Usage, settlement: Settlement) -> None:
-        """End a reservation; safe inside a garbage collection."""
+    def settle(self, place: Reservation, usage: Usage, counted: Usage, settlement: Settlement) -> None:
+        """End a reservation: ``usage`` for the books, ``counted`` for the rates; safe inside a garbage collection."""
 
     def answered(self, place: Reservation, status: int, word: Word | None) -> None:
         """Take in what a server said of its own limits in its answer to ``place``."""
@@ -35,11 +39,14 @@ class Store(Protocol):
     def tick(self) -> None:
         """Time has passed for the head of the lane."""
 
-    def set_ceiling(self, ceiling: int | None) -> None:
-        """Change the ceiling of the run at once."""
+    def do(self, operation: Callable[[Admission, float], T]) -> T:
+        """Do something with the admission, which is told the time, too."""
+
+    def end(self, account: Account) -> None:
+        """End an agent; safe inside a garbage collection."""
 
     def count(self, oddity: Oddity, amount: int = 1) -> None:
         """Count what is counted beside the books; safe inside a garbage collection."""
 
-    def status(self) -> Status:
-        """How everything stands at one instant."""
+    def status(self, account: Account | None = None) -> Status:
+        """How everything stands at one instant, seen from ``account`` or the run of those who name none."""

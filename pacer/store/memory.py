@@ -15,11 +15,15 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from typing import TypeVar
 
-from pacer.admission import Admission, Reservation, Seat, Ticket
+from pacer import telemetry
+from pacer.admission import Admission, Caller, Reservation, Seat, Ticket
+from pacer.ledger import Account
 from pacer.usage import Estimate, Oddity, Settlement, Status, Usage, Word
 
 _log = logging.getLogger("pacer")
+T = TypeVar("T")
 
 
 class _Books:
@@ -45,7 +49,7 @@ class _Books:
 
     def __exit__(self, *exc_info: object) -> None:
         store = self._store
-        if store._posts or store._decided or store._admission.waiting:
+        if store._posts or store._decided or store._admission.waiting or store._admission.crossed:
             store._close()
         else:
             store._lock.release()
@@ -67,14 +71,14 @@ class MemoryStore:
         _alive.add(self)
 
     @property
-    def ceiling(self) -> int | None:
-        """The ceiling of the run right now."""
-        return self._admission.account.ceiling
+    def account(self) -> Account:
+        """The run of those who name none."""
+        return self._admission.account
 
-    def offer(self, call: Estimate, owner: object) -> Ticket:
+    def offer(self, call: Estimate, owner: object, caller: Caller) -> Ticket:
         """Decide on a call, or queue it."""
         with self._books as now:
-            return self._admission.offer(call, owner, now)
+            return self._admission.offer(call, owner, caller, now)
 
     def sit(self, ticket: Ticket, seat: Seat) -> None:
         """Attach the seat; a ticket decided meanwhile is woken at once."""
@@ -88,9 +92,9 @@ class MemoryStore:
         self._posts.append((self._admission.leave, (ticket,)))
         self._work_off()
 
-    def settle(self, place: Reservation, usage: Usage, settlement: Settlement) -> None:
+    def settle(self, place: Reservation, usage: Usage, counted: Usage, settlement: Settlement) -> None:
         """Post a settlement and work it off, here or in the thread that has the lock just now."""
-        self._posts.append((self._admission.settle, (place, usage, settlement)))
+        self._posts.append((self._admission.settle, (place, usage, counted, settlement)))
         self._work_off()
 
     def answered(self, place: Reservation, status: int, word: Word | None) -> None:
@@ -103,20 +107,25 @@ class MemoryStore:
         with self._books:
             self._armed = None
 
-    def set_ceiling(self, ceiling: int | None) -> None:
-        """Change the ceiling; wakes whom it helps and refuses whom it leaves without hope."""
-        with self._books:
-            self._admission.set_ceiling(ceiling)
+    def do(self, operation: Callable[[Admission, float], T]) -> T:
+        """Change something; wakes whom it helps and refuses whom it leaves without hope."""
+        with self._books as now:
+            return operation(self._admission, now)
+
+    def end(self, account: Account) -> None:
+        """Post the end of an agent: its scope may be collected under the lock."""
+        self._posts.append((self._admission.end, (account,)))
+        self._work_off()
 
     def count(self, oddity: Oddity, amount: int = 1) -> None:
         """Post a count: a stream that is collected under the lock may find that it cannot be read."""
         self._posts.append((self._admission.count, (oddity, amount)))
         self._work_off()
 
-    def status(self) -> Status:
+    def status(self, account: Account | None = None) -> Status:
         """How everything stands, posted settlements included."""
         with self._books as now:
-            return self._admission.status(now)
+            return self._admission.status(account or self.account, now)
 
     def _work_off(self) -> None:
         """Do what is posted; if the lock is taken, its holder looks here again after letting go of it."""
@@ -143,14 +152,18 @@ class MemoryStore:
 
     def _close(self) -> None:
         """The end of the critical section, and what must not happen inside: waking and setting timers."""
+        decided: list[Ticket] = []
+        timer = None
         try:
             now = self._clock()
             self._do_posted(now)
-            if not self._decided and not self._admission.waiting:
-                return
-            decided, timer = self._decide_and_arm(now)
+            if self._decided or self._admission.waiting:
+                decided, timer = self._decide_and_arm(now)
+            crossed, self._admission.crossed = self._admission.crossed, []
         finally:
             self._lock.release()
+        for watch, threshold in crossed:
+            telemetry.crossed(threshold, watch.tell)
         if timer is not None:
             self._arm(*timer)
         for ticket in decided:
