@@ -357,7 +357,7 @@ class Admission:
     def set_paused(self, account: Account, paused: bool) -> None:
         """Let no call of the account go until it is resumed."""
         account.paused = paused
-        account.row = None
+        account.touch()
 
     def set_gates(self, gates: tuple[Gate, ...]) -> None:
         """Change the rates. Open calls give back to the buckets they took from."""
@@ -430,14 +430,14 @@ class Admission:
 
     def _waits(self, account: Account, now: float) -> Iterator[Waiting]:
         """The calls of ``account`` that wait, those whose turn it is first."""
-        ahead = dict.fromkeys(self.gates, 0)
+        due = dict.fromkeys(self.gates, 0.0)
         heads = [ticket for _, ticket in self._heads(list(self._lanes.values()), set())]
         others = (ticket for lane in self._lanes.values() for ticket in lane.tickets())
         for ticket in dict.fromkeys(itertools.chain(heads, others)):
             wait = self._server_wait(ticket.call, now) or self._decide(ticket, now)[0] or ticket.wait
-            wait = self._longest(wait or Wait("ceiling", None), ticket.call, ahead, 1.0, now)
             for gate in self.gates:
-                ahead[gate] += gate.asked(ticket.call)
+                due[gate] += gate.asked(ticket.call)
+            wait = self._longest(wait or Wait("ceiling", None), due, now)
             if account in ticket.account.path:
                 yield Waiting(
                     ticket.account.run.name,
@@ -568,19 +568,18 @@ class Admission:
             wait = self._server_wait(ticket.call, now) or self._decide(ticket, now)[0] or first or Wait("ceiling", None)
         mine = self._lanes[ticket.call.lane]
         before = [lane for lane in self._lanes.values() if lane is mine or lane.server.wait(now) is None]
-        ahead = {gate: sum(lane.backlog[gate] for lane in before) for gate in self.gates}
-        own = ticket.account.own
-        total = sum(lane.tokens for lane in before)
+        own, total = ticket.account.own, sum(lane.tokens for lane in before)
+        # While all who wait go on waiting, its agent gets its share: it is through before those of longer lines are.
         part = min(1.0, own.queued / (own.share() * total)) if total else 1.0
-        for gate in self.gates:
-            ahead[gate] = ahead[gate] - gate.asked(ticket.call)
-        return self._longest(wait, ticket.call, ahead, part, now)
+        due = {
+            gate: max(gate.asked(ticket.call), part * sum(lane.backlog[gate] for lane in before)) for gate in self.gates
+        }
+        return self._longest(wait, due, now)
 
-    def _longest(self, wait: Wait, call: Estimate, ahead: dict[Gate, int], part: float, now: float) -> Wait:
-        """The longer of ``wait`` and the time until ``part`` of what is ``ahead`` and the call itself are through."""
-        for gate in self.gates:
-            amount = ahead[gate] * part + gate.asked(call) - gate.bucket.level(now)
-            seconds = amount / gate.bucket.rate.per_second
+    def _longest(self, wait: Wait, due: dict[Gate, float], now: float) -> Wait:
+        """The longer of ``wait`` and the time until the buckets have given what is ``due``."""
+        for gate, amount in due.items():
+            seconds = (amount - gate.bucket.level(now)) / gate.bucket.rate.per_second
             if seconds > (wait.seconds or 0.0):
                 wait = Wait(gate.limit, seconds)
         return wait
@@ -595,6 +594,7 @@ class Admission:
         for node in closed:
             node.largest_waiting = 0
         for ticket in waiting:
+            ticket.needs = self._needs(ticket)  # a reserve may have been carved out meanwhile that it was to carve out
             short = self._closed_to(ticket)
             if short is None:
                 self._remember_largest(ticket)
@@ -707,10 +707,12 @@ class Admission:
         del owned[place.id]
         if not owned:
             del self._open_by[place.owner]
-        if place.account.ended:
-            self._retire(place.account)
+        self._retire(place.account)
 
     def _retire(self, account: Account) -> None:
+        """Something of the account is over; if it has ended, that may have been the last."""
+        if not account.ended:
+            return
         for gone in ledger.retire(account):
             self._scopes.pop(gone.id, None)
 
@@ -721,6 +723,7 @@ class Admission:
     def _refuse(self, ticket: Ticket, refusal: BudgetExceeded) -> None:
         ledger.refuse(ticket.account, refusal.limit)
         ticket.decision = refusal
+        self._retire(ticket.account)
 
     def _ceiling_reached(self, ticket: Ticket, node: Account) -> BudgetExceeded:
         alone = dict(ledger.needs(ticket.account, ticket.call, self.spawn_threshold))

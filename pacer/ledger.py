@@ -122,7 +122,7 @@ class Account:
         self._look_out()
         if parent is not None:
             parent.children[id] = self
-            parent.row = None
+            parent.touch()
 
     @property
     def remaining(self) -> int | None:
@@ -148,6 +148,11 @@ class Account:
         """Whether there would be no room for ``amount`` even if every open hold came back."""
         return self.ceiling is not None and self.spent + self.unknown + self.carved + amount > self.ceiling
 
+    def touch(self) -> None:
+        """Its status is to be made anew, and so is that of all above it."""
+        for node in self.path:
+            node.row = None
+
     def is_idle(self) -> bool:
         """Whether nobody calls, waits or works below it."""
         return not self.in_flight and not self.waiting and not self.children
@@ -155,7 +160,7 @@ class Account:
     def set_ceiling(self, ceiling: int | None) -> None:
         """Change the ceiling; what is spent stays spent. What is not booked of the new one any more is told again."""
         self.ceiling = ceiling
-        self.row = None
+        self.touch()
         for watch in self._watches:
             watch.told = watch.told and ceiling is not None and self._has_booked(watch.fraction, ceiling)
         self._look_out()
@@ -251,7 +256,7 @@ def end(account: Account) -> None:
     """The account takes no more calls; what is left of its reserve is everybody's again."""
     account.ended = True
     _carve(account, -account.left)
-    account.left = 0
+    account.left = account.reserve = 0  # a call of it that still waits carves nothing out any more
 
 
 def _carve(account: Account, amount: int) -> None:
@@ -356,7 +361,7 @@ def retire(account: Account) -> list[Account]:
     while node.ended and node.parent is not None and node.is_idle() and node.id in node.parent.children:
         del node.parent.children[node.id]
         _remember(node.parent.finished, node)
-        node.parent.row = None
+        node.parent.touch()
         gone.append(node)
         node = node.parent
     return gone

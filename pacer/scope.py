@@ -449,7 +449,7 @@ def line_of(now: Status) -> str:
     if now.server_pause_seconds:
         parts.append(f"paused by the provider for {now.server_pause_seconds:.1f} s")
     if now.agents:
-        parts.append(f"{len(now.agents)} agents")
+        parts.append(f"{len(now.agents)} agent{'s' if len(now.agents) > 1 else ''}")
     waiting = f"{now.in_flight} in flight, {now.waiting} waiting"
     if now.waits_for is not None:
         waiting += f" for {now.waits_for}"

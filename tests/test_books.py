@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Literal
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from pacer.admission import Ticket
+from pacer import ledger
+from pacer.admission import Caller, Ticket, living
 from pacer.errors import BudgetExceeded, CeilingReached
-from pacer.usage import Source
+from pacer.ledger import Account
+from pacer.usage import AccountStatus, Source
 from tests.engine import Engine, call, granted, place_of
 
 AMOUNTS = st.integers(1, 300)
@@ -205,5 +209,181 @@ class Books(RuleBasedStateMachine):
             assert math.isclose(level, self.bucket.at(self.engine.clock.now), abs_tol=1e-3)
 
 
+class Tree(RuleBasedStateMachine):
+    """The same for a tree of agents, with ceilings, reserves, wrap-ups, pauses and ends anywhere in it."""
+
+    agents = Bundle("agents")
+    tickets = Bundle("tickets")
+
+    @initialize(
+        ceiling=st.none() | st.integers(100, 3_000),
+        paced=st.booleans(),
+        threshold=st.sampled_from([0, 200]),
+        order=st.sampled_from(["fair", "finish_first"]),
+    )
+    def open(self, ceiling: int | None, paced: bool, threshold: int, order: Literal["fair", "finish_first"]) -> None:
+        rate = RATE if paced else None
+        self.engine = Engine(rate=rate, burst=BURST, ceiling=ceiling, spawn_threshold=threshold, order=order)
+        self.accounts = [self.engine.account, self.engine.admission.root]
+        self.booked: dict[Account, tuple[int, int]] = {}
+        self.everyone: list[Ticket] = []
+        self.gone: set[int] = set()
+        self._check_each_grant()
+
+    def _check_each_grant(self) -> None:
+        """B2: at every grant, for every ancestor, whatever was asked; a wrap-up takes no room that was not its own."""
+        admission, grant = self.engine.admission, self.engine.admission._grant
+
+        def checked(ticket: Ticket, now: float) -> None:
+            before = {node: node.remaining for node in ticket.account.path}
+            left = ticket.account.left
+            grant(ticket, now)
+            place = place_of(ticket)
+            assert ticket.call.least <= place.call.worst <= ticket.call.worst
+            assert not any(node.paused for node in ticket.account.path)
+            if place.from_reserve:
+                assert ticket.caller.wraps_up
+                assert ticket.account.left == left - place.call.worst >= 0
+                assert {node: node.remaining for node in ticket.account.path} == before
+            else:
+                assert all(node.remaining is None or node.remaining >= 0 for node in ticket.account.path)
+
+        admission._grant = checked  # type: ignore[method-assign]
+
+    @rule(
+        target=agents,
+        parent=st.none() | agents,
+        ceiling=st.none() | st.integers(200, 2_000),
+        reserve=st.sampled_from([0, 0, 50, 200]),
+        weight=st.sampled_from([0.5, 1.0, 3.0]),
+    )
+    def spawn(self, parent: Account | None, ceiling: int | None, reserve: int, weight: float) -> Account:
+        agent = self.engine.agent(
+            f"{len(self.accounts)}", parent=parent, ceiling=ceiling, reserve=reserve, weight=weight
+        )
+        assert agent.parent is not None
+        assert not agent.parent.ended
+        self.accounts.append(agent)
+        return agent
+
+    @rule(
+        target=tickets,
+        agent=st.none() | agents,
+        worst=AMOUNTS,
+        least=st.floats(0.0, 1.0),
+        owner=st.integers(0, 5),
+        wraps_up=st.booleans(),
+    )
+    def offer(self, agent: Account | None, worst: int, least: float, owner: int, wraps_up: bool) -> Ticket:
+        caller = Caller(living(agent or self.engine.account), wraps_up=wraps_up)
+        ticket = self.engine.offer(call(worst, least=int(worst * least)), owner, caller)
+        self.everyone.append(ticket)
+        return ticket
+
+    @rule(ticket=tickets, used=st.floats(0.0, 1.5), source=st.sampled_from(["provider", "partial", "void"]))
+    def settle(self, ticket: Ticket, used: float, source: Source) -> None:
+        if not self._is_open(ticket):
+            return
+        spent = 0 if source == "void" else int(held(ticket) * used)
+        unknown = max(0, held(ticket) - spent) if source == "partial" else 0
+        for node in ticket.account.path:
+            before = self.booked.get(node, (0, 0))
+            self.booked[node] = (before[0] + spent, before[1] + unknown)
+        self.engine.settle(ticket, spent, unknown, source)
+
+    @rule(ticket=tickets)
+    def leave(self, ticket: Ticket) -> None:
+        self.gone.add(id(ticket))
+        self.engine.leave(ticket)
+
+    @rule(agent=agents)
+    def end(self, agent: Account) -> None:
+        """Also twice, and with open calls and children."""
+        self.engine.store.end(agent)
+
+    @rule(agent=st.none() | agents, ceiling=st.none() | st.integers(0, 2_000))
+    def change_a_ceiling(self, agent: Account | None, ceiling: int | None) -> None:
+        self.engine.set_ceiling(ceiling, agent)
+
+    @rule(agent=st.none() | agents, paused=st.booleans())
+    def pause(self, agent: Account | None, paused: bool) -> None:
+        self.engine.store.do(lambda books, now: books.set_paused(agent or self.engine.account, paused))
+
+    @rule(seconds=st.floats(0.0, 30.0))
+    def time_passes(self, seconds: float) -> None:
+        self.engine.advance(seconds)
+
+    def _is_open(self, ticket: Ticket) -> bool:
+        return granted(ticket) and place_of(ticket).settlement is None
+
+    @invariant()
+    def every_account_is_the_sum_of_what_is_below_it(self) -> None:
+        """B1: spent and unknown by settlements, held by open calls, carved out by reserves of those that started."""
+        open_ones = [ticket for ticket in self.everyone if self._is_open(ticket)]
+        waiting = [ticket for ticket in self.everyone if ticket.decision is None and id(ticket) not in self.gone]
+        for node in self.accounts:
+            assert (node.spent, node.unknown) == self.booked.get(node, (0, 0))
+            below = [ticket for ticket in open_ones if node in ticket.account.path]
+            assert node.held == sum(held(ticket) for ticket in below)
+            assert node.in_flight == len(below)
+            assert node.waiting == sum(node in ticket.account.path for ticket in waiting)
+            assert node.carved == sum(each.left for each in self.accounts if node in each.path)
+            assert node.left >= 0
+            assert not (node.ended and node.left)
+            assert node.lent == sum(
+                held(ticket) for ticket in below if ticket.account is node and place_of(ticket).from_reserve
+            )
+
+    @invariant()
+    def nobody_waits_who_could_go_or_never_can(self) -> None:
+        """B7: whose turn it is really has to wait, and nobody waits for tokens that are gone."""
+        admission, now = self.engine.admission, self.engine.clock.now
+        for _, ticket in itertools.islice(admission._heads(list(admission._lanes.values()), set()), 1):
+            assert admission._decide(ticket, now)[0] is not None
+        for ticket in self.everyone:
+            if ticket.decision is None and id(ticket) not in self.gone:
+                assert not any(node.never_fits(amount) for node, amount in ticket.needs)
+
+    @invariant()
+    def calls_of_one_agent_go_in_the_order_of_their_arrival(self) -> None:
+        for account in self.accounts:
+            for wraps_up in (False, True):
+                mine = [t for t in self.everyone if t.account is account and t.caller.wraps_up == wraps_up]
+                ids = [place_of(ticket).id for ticket in mine if granted(ticket)]
+                assert ids == sorted(ids)
+
+    @invariant()
+    def the_status_is_made_of_the_same_numbers(self) -> None:
+        """Rows that were kept from before are as good as new ones; agents are gone when they have ended."""
+        run = self.engine.account
+        status = self.engine.admission.status(run, self.engine.clock.now)
+        assert (status.spent, status.held, status.carved, status.waiting) == (
+            run.spent,
+            run.held,
+            run.carved,
+            run.waiting,
+        )
+        for account in self.accounts:
+            if account.row is not None:
+                assert account.row == AccountStatus(**ledger.fields(account))
+            gone = account.parent is not None and account.id not in account.parent.children
+            assert gone == (account.ended and account.is_idle())
+
+    def teardown(self) -> None:
+        """When all is settled and ended, nothing is held or carved out, and the summary has everything."""
+        for account in self.accounts:
+            self.engine.store.do(lambda books, now, account=account: books.set_paused(account, False))  # type: ignore[misc]
+        for ticket in self.everyone:
+            self.engine.leave(ticket)
+        for account in self.accounts[2:]:
+            self.engine.store.end(account)
+        run = self.engine.account
+        assert (run.held, run.carved, run.in_flight, run.waiting, run.children) == (0, 0, 0, 0, {})
+        assert not self.engine.admission._lanes
+        assert not self.engine.admission._open_by
+
+
+TestTree = Tree.TestCase
+TestTree.settings = settings(max_examples=100, stateful_step_count=40)
 TestBooks = Books.TestCase
 TestBooks.settings = settings(max_examples=300, stateful_step_count=50)

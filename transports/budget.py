@@ -111,7 +111,7 @@ class BudgetTransport(_Transport):
         library = library_of(request)
         named = request.headers.get(HEADER)
         if named is not None:
-            request = without_header(request, HEADER)
+            request = without_header(request, library, HEADER)
         exchange = Exchange.of(request, library, self._settings, self.pacer.estimator)
         if exchange is None:
             self.pacer.count_unmetered()

@@ -30,17 +30,6 @@ def _library(kind: type) -> ModuleType:
     raise TypeError(f"BudgetTransport takes requests of httpx or httpx2, not {kind.__module__}.{kind.__qualname__}")
 
 
-def without_header(request: Request, name: str) -> Request:
-    """The same request without that header; the caller's own stays as it is."""
-    headers = request.headers.copy()
-    del headers[name]
-    bare = type(request)(request.method, request.url, headers=headers, stream=request.stream)
-    bare.extensions = request.extensions
-    if hasattr(request, "_content"):
-        bare.read()
-    return bare
-
-
 def body_of(request: Request, library: ModuleType) -> bytes | None:
     """The body if it is in memory; ``None`` for a stream, which only the network may consume."""
     try:
@@ -48,3 +37,12 @@ def body_of(request: Request, library: ModuleType) -> bytes | None:
     except library.RequestNotRead:
         return None
     return content
+
+
+def without_header(request: Request, library: ModuleType, name: str) -> Request:
+    """The same request without that header; the caller's own stays as it is."""
+    headers = request.headers.copy()
+    del headers[name]
+    body = body_of(request, library)
+    content = {"stream": request.stream} if body is None else {"content": body}
+    return type(request)(request.method, request.url, headers=headers, extensions=request.extensions, **content)
