@@ -20,18 +20,11 @@ from transports import BudgetTransport
 
 ROUNDS = 15
 URL = "https://api.openai.com/v1/chat/completions"  # never contacted; some peers look at the host
-ANSWER = json.dumps(
-    {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "model": "gpt-4o-mini",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "word " * 40}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 200, "completion_tokens": 40, "total_tokens": 240},
-    }
-).encode()
 CHUNK = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"word "}}]}\n\n'
 LAST = b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":200,"completion_tokens":200,"total_tokens":400}}\n\n'
 STREAM = [CHUNK] * 199 + [LAST + b"data: [DONE]\n\n"]
+TOKENS_A_KILOBYTE = 200
+"""What prose is billed. A bill that no text of this size could have would be a lesson about the model each time."""
 
 
 class Body(httpx.AsyncByteStream):
@@ -75,7 +68,7 @@ class Case:
 def cases() -> list[Case]:
     """Plain calls of three sizes, and a stream of 200 chunks whose caller did or did not ask for usage."""
     plain = [
-        Case(f"{kilobytes} KB", question(kilobytes), [ANSWER], "application/json", calls, aim)
+        Case(f"{kilobytes} KB", question(kilobytes), [answer(kilobytes)], "application/json", calls, aim)
         for kilobytes, calls, aim in ((1, 200, "+25 us"), (20, 100, "+60 us"), (200, 40, "+130 us"))
     ]
     asked, unasked = {"stream_options": {"include_usage": True}}, dict[str, object]()
@@ -96,6 +89,21 @@ def question(kilobytes: int, **more: object) -> bytes:
     text = words * (max(1, kilobytes * 1_024 - 200) // len(words))
     request = {"model": "gpt-4o-mini", "max_tokens": 400, "messages": [{"role": "user", "content": text}], **more}
     return json.dumps(request).encode()
+
+
+def answer(kilobytes: int) -> bytes:
+    """A chat answer, and the bill for a question of about that size."""
+    prompt_tokens = TOKENS_A_KILOBYTE * kilobytes
+    message = {"role": "assistant", "content": "word " * 40}
+    return json.dumps(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "model": "gpt-4o-mini",
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": 40, "total_tokens": prompt_tokens + 40},
+        }
+    ).encode()
 
 
 def subjects() -> dict[str, Callable[[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport]]:

@@ -10,7 +10,7 @@ import tracemalloc
 
 import httpx
 
-from benchmarks.overhead import ANSWER, URL, Noop, question
+from benchmarks.overhead import URL, Noop, answer, question
 from pacer import Pacer, parking
 from transports import BudgetTransport
 
@@ -88,7 +88,7 @@ async def idle(number: int) -> None:
 
 async def parked(number: int, pacer: Pacer, order: list[int]) -> list[asyncio.Task[None]]:
     """Tasks that all wait in the line, but for those that were let in at once."""
-    transport = BudgetTransport(Noop([ANSWER], "application/json"), pacer=pacer)
+    transport = BudgetTransport(Noop([answer(1)], "application/json"), pacer=pacer)
 
     async def call(place: int) -> None:
         response = await transport.handle_async_request(httpx.Request("POST", URL, content=BODY))
@@ -102,7 +102,7 @@ async def parked(number: int, pacer: Pacer, order: list[int]) -> list[asyncio.Ta
 
 async def expected_tokens() -> int:
     """What one of these calls takes from the bucket."""
-    transport = BudgetTransport(Noop([ANSWER], "application/json"), pacer=Pacer())
+    transport = BudgetTransport(Noop([answer(1)], "application/json"), pacer=Pacer())
     response = await transport.handle_async_request(httpx.Request("POST", URL, content=BODY))
     await response.aclose()
     tokens: int = response.extensions["pacer"].paced

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from operator import mul
 from typing import NamedTuple
 
+import msgspec
+
 from pacer import media
 from pacer.usage import Usage
 
@@ -71,7 +73,7 @@ class InputEstimate(NamedTuple):
     safe: int
 
 
-class Measure(NamedTuple):
+class Measure(msgspec.Struct, frozen=True, gc=False):
     """Bytes of a request's text by class, and what its media cost by their rules: usually, and at most."""
 
     counts: tuple[float, ...]

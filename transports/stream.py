@@ -41,6 +41,8 @@ class Reading(ABC):
 
     ended = False
     """Whether it has been told."""
+    edits = False
+    """Whether it leaves out something of what passes: see ``_EditedStream``."""
 
     def __init__(self) -> None:
         self.backlog = bytearray()  # no BytesIO: a collector of cycles may close that before it finalizes the stream
@@ -223,6 +225,8 @@ class HidingMeter(Meter):
     What may be that event is held back until it is whole; all other events are put aside like those of any stream.
     """
 
+    edits = True
+
     def __init__(self, pacer: Pacer, place: Reservation, exchange: Exchange, decode: Decode | None) -> None:
         super().__init__(pacer, place, exchange, EventReader(), decode)
         self._split = EventReader()
@@ -231,7 +235,8 @@ class HidingMeter(Meter):
         """Take ``chunk``; returns what passes on to the caller."""
         if self._decode is None:
             return chunk
-        if not self._split.pending and self._is_silent(chunk):
+        is_whole = chunk.endswith(b"\n\n") and not self._split.pending
+        if is_whole and _tells_at(chunk, self._wire.mark) < 0:  # events that say nothing of the bill
             self.backlog += chunk
             if len(self.backlog) > LARGEST_BACKLOG_BYTES:
                 self.catch_up()
@@ -251,11 +256,6 @@ class HidingMeter(Meter):
 
     def _without_ours(self, events: list[bytes]) -> bytes:
         return b"".join([event for event in events if not self._is_ours(event)])
-
-    def _is_silent(self, chunk: bytes) -> bool:
-        """Whether ``chunk`` is made of whole events that say nothing of the bill."""
-        mark = self._wire.mark
-        return chunk.endswith(b"\n\n") and (mark not in chunk or chunk.count(mark) == chunk.count(_NO_USAGE))
 
     def _is_ours(self, event: bytes) -> bool:
         """Read the event; whether it carries nothing but usage."""
@@ -301,7 +301,7 @@ def meter(pacer: Pacer, place: Reservation, exchange: Exchange, headers: Mapping
     events = reader_of(headers.get(b"content-type", b""))
     encoding = headers.get(b"content-encoding", b"")
     decode = encodings.decoder(encoding)
-    if exchange.call.usage_at is not None and isinstance(events, EventReader) and encoding in (b"", b"identity"):
+    if exchange.call.usage_at is not None and type(events) is EventReader and encoding in (b"", b"identity"):
         return HidingMeter(pacer, place, exchange, decode)
     return Meter(pacer, place, exchange, events, decode)
 
@@ -391,7 +391,7 @@ class _EditedStream(_MeteredStream):
 
 def metered(inner: Any, reading: Reading, library: ModuleType) -> Any:
     """``inner`` with ``reading`` reading along, as a stream of ``library``."""
-    return _stream_class(library, isinstance(reading, HidingMeter))(inner, reading)
+    return _stream_class(library, reading.edits)(inner, reading)
 
 
 @cache

@@ -24,7 +24,7 @@ LARGEST_COUNT = 2**53
 """Beyond this not every whole number is a JSON number everywhere; no count of tokens is that large."""
 
 
-class Call(msgspec.Struct):
+class Call(msgspec.Struct, gc=False):
     """What a request says of itself. ``output_cap`` in tokens for one choice, ``None`` where none is declared.
 
     ``cap_at`` is where the cap stands, or would stand if there was one; ``least_cap`` the smallest that the API takes.
@@ -39,7 +39,7 @@ class Call(msgspec.Struct):
     usage_at: Path | None = None
 
 
-class Tally(msgspec.Struct):
+class Tally(msgspec.Struct, gc=False):
     """What the events of one stream have said so far.
 
     ``usage`` is the last report, ``final`` whether it is the bill; ``seen_output`` counts deltas, a lower bound of the
