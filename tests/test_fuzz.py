@@ -268,6 +268,7 @@ def test_no_request_breaks_a_call(caller, path, body, headers, ceiling, output_c
     transport = BudgetTransport(inner, pacer=pacer, output_cap=output_cap)
     with logged() as lines:
         got, error, response = told(caller, transport, True, url, content=body, headers=headers)
+    lines = [line for line in lines if "of its ceiling" not in line.msg]  # which such a call may well book
     assert (error, lines) == (None, [])
     assert books(pacer)[2:] == (0, 0)
     if response.status_code == 402:

@@ -12,6 +12,7 @@ import httpx2
 import openai
 import pytest
 
+import pacer
 from pacer import Pacer
 from pacer.cli.model_server import ModelServer
 from transports import BudgetTransport
@@ -86,6 +87,50 @@ def test_a_profile_takes_what_its_provider_would_count_and_the_books_the_bill(se
     (known,) = budget.learned()
     assert (known.model, known.calls) == ("g", 1)
     assert nothing_held(budget)
+
+
+def test_a_run_that_cannot_fund_its_agents_ends_with_a_report_of_each_that_started(server: ModelServer):
+    """Twenty agents, every third with a nested one. Each that started finishes or hands back its wrap-up, nothing goes
+    over the ceiling, and the status tells which is which.
+    """
+    budget = Pacer(ceiling=2_000, spawn_threshold=300, wrap_up_reserve=80)
+    ends: dict[str, str] = {}
+
+    async def ask(client: openai.AsyncOpenAI) -> None:
+        await client.chat.completions.create(model="g", messages=ONE_WORD, max_tokens=6)
+
+    async def work(client: openai.AsyncOpenAI, number: int) -> None:
+        async with budget.agent(name := f"agent {number}") as agent:
+            try:
+                for _ in range(4):
+                    await ask(client)
+                    if number % 3 == 0:
+                        async with budget.agent("checker", reserve=0):
+                            await ask(client)
+                ends[name] = "finished"
+            except openai.APIStatusError as refused:
+                assert refused.status_code == 402
+                ends[name] = "not started"
+                if agent.status().calls:
+                    with pacer.wrap_up():
+                        await ask(client)
+                    ends[name] = "wrapped up"
+
+    async def main() -> None:
+        async with openai_client(server, budget) as client:
+            await asyncio.gather(*(work(client, number) for number in range(20)))
+
+    before = server.tokens_served()
+    asyncio.run(main())
+    now = budget.status()
+    assert now.spent == server.tokens_served() - before <= 2_000
+    assert (now.unknown, now.held, now.carved, now.agents) == (0, 0, 0, ())
+    assert set(ends.values()) >= {"wrapped up", "not started"}
+    for row in now.finished:
+        if row.name in ends:
+            told = "not started" if not row.calls else "wrapped up" if row.wrap_ups else "finished"
+            assert told == ends[row.name]
+    assert len(ends) == 20
 
 
 def test_openai_blocking(server: ModelServer, budget: Pacer):
