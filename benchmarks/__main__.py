@@ -8,12 +8,13 @@ import importlib.metadata
 import os
 import platform
 
-from benchmarks import estimates, overhead, waiters
+from benchmarks import agents, estimates, overhead, waiters
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument("which", nargs="?", choices=["estimates", "overhead", "waiters"], help="one of them only")
+    names = ["agents", "estimates", "overhead", "waiters"]
+    parser.add_argument("which", nargs="?", choices=names, help="one of them only")
     parser.add_argument("--waiters", type=int, default=10_000)
     args = parser.parse_args()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("httpx", "msgspec", "aiolimiter"))
@@ -24,6 +25,8 @@ def main() -> None:
         asyncio.run(overhead.measure())
     if args.which in (None, "waiters"):
         asyncio.run(waiters.measure(args.waiters))
+    if args.which in (None, "agents"):
+        agents.report()
 
 
 main()

@@ -74,7 +74,7 @@ class Reservation(msgspec.Struct, eq=False):
 
     ``call.worst`` is what is held: less than was asked where the output cap is to be lowered. It was taken from
     ``gates``, and with ``from_reserve`` out of the agent's own reserve. ``probes`` says that it is one of a server's
-    slow start.
+    slow start, ``charged`` what its agent's turn was charged, if it had to wait for one.
     """
 
     id: int
@@ -87,6 +87,7 @@ class Reservation(msgspec.Struct, eq=False):
     waited_seconds: float
     from_reserve: bool = False
     probes: bool = False
+    charged: int = 0
     settlement: Settlement | None = None
     settled_at: float | None = None
 
@@ -178,11 +179,13 @@ class Admission:
         self._by_rank = order == "finish_first"
         self.root = account.path[-1]
         self._runs: dict[str, Account] = {account.name: account}
-        self._named: dict[tuple[Account, str], Account] = {}
+        self._named: dict[Account, dict[str, Account]] = {}
         self._scopes: dict[int, Account] = {account.id: account}
         self._oddities: dict[Oddity, int] = dict.fromkeys(get_args(Oddity), 0)
         self._lanes: dict[tuple[str, str], _Lane] = {}
         self._blocked: list[Ticket] = []
+        self._held_up: set[Turn] = set()
+        """Below these somebody was found short of room, and nothing has changed there since."""
         self._arrivals: deque[Ticket] = deque()
         self._shrunk: set[Account] = set()
         self._decided: list[Ticket] = []
@@ -217,13 +220,12 @@ class Admission:
     def pump(self, now: float) -> list[Ticket]:
         """Decide on everybody who can be decided now, in order; those are returned and have left their lines."""
         if self.waiting:
-            self._dismiss_hopeless(now)
             self._dismiss_late(now)
             while (ticket := self._next_decided(now)) is not None:
                 late = ticket.wait
                 self._unqueue(ticket, now)
                 if late is None:
-                    self._grant(ticket, now)
+                    self._grant(ticket, now).charged = ticket.call.tokens
                     ticket.account.own.charge(ticket.call.tokens)
                 else:
                     self._refuse(ticket, self._too_long(ticket, late))
@@ -254,6 +256,7 @@ class Admission:
         elif isinstance(place := ticket.decision, Reservation) and self._is_open(place):
             place.settlement = Settlement(0, 0, "void")
             ledger.release(place.account, place.call.worst, from_reserve=place.from_reserve)
+            self._look_again(place.account)
             self._let_go(place)
             for gate in place.gates:
                 gate.bucket.give_back(gate.asked(place.call), now)
@@ -270,12 +273,15 @@ class Admission:
         account, source = place.account, settlement.source
         ledger.settle(account, place.call.worst, usage, settlement, from_reserve=place.from_reserve)
         self._let_go(place)
+        if place.charged and source in ("void", "provider"):
+            account.own.correct(settlement.spent - place.charged)
         for gate in place.gates:
             asked = gate.asked(place.call)
             used = 0 if source == "void" else gate.used(counted)
             gate.bucket.give_back(asked - (used if source in ("void", "provider") else max(asked, used)), now)
         if self.waiting:
             self._shrunk.update(account.path)
+            self._look_again(account)
         for node in account.path:
             self._tell_of(node)
 
@@ -324,15 +330,15 @@ class Admission:
 
     def named(self, parent: Account, name: str, ceiling: int | None, reserve: int, now: float) -> Account:
         """The agent that calls with this name in a header belong to, made when it is named first."""
-        key = (parent, name)
-        found = self._named.pop(key, None)
+        siblings = self._named.setdefault(parent, {})
+        found = siblings.pop(name, None)
         if found is None:
-            siblings = [key for key in self._named if key[0] is parent]
-            idle = [key for key in siblings if self._named[key].is_idle()]
-            for other in idle[: max(0, len(siblings) + 1 - NAMED_REMEMBERED)]:
-                self.end(self._named.pop(other), now)
+            if len(siblings) >= NAMED_REMEMBERED:
+                idle = [other for other, agent in siblings.items() if agent.is_idle()]
+                for other in idle[: len(siblings) + 1 - NAMED_REMEMBERED]:
+                    self.end(siblings.pop(other), now)
             found = self.spawn(parent, name, ceiling, 1.0, reserve)
-        self._named[key] = found
+        siblings[name] = found
         return found
 
     def scope(self, number: int) -> Account | None:
@@ -344,19 +350,22 @@ class Admission:
         if account.ended:
             return
         ledger.end(account)
-        for key in [key for key in self._named if key[0] is account]:
-            self.end(self._named.pop(key), now)
+        self._look_again(account)
+        for named in self._named.pop(account, {}).values():
+            self.end(named, now)
         self._retire(account)
 
     def set_ceiling(self, account: Account, ceiling: int | None) -> None:
         """Change a ceiling; what is spent stays spent."""
         account.set_ceiling(ceiling)
+        self._look_again(account)
         self._shrunk.add(account)
         self._tell_of(account)
 
     def set_paused(self, account: Account, paused: bool) -> None:
         """Let no call of the account go until it is resumed."""
         account.paused = paused
+        self._look_again(account)
         account.touch()
 
     def set_gates(self, gates: tuple[Gate, ...]) -> None:
@@ -386,6 +395,7 @@ class Admission:
         self.waiting = 0
         self._lanes.clear()
         self._blocked.clear()
+        self._held_up.clear()
         self._arrivals.clear()
         self._shrunk.clear()
         self._decided.clear()
@@ -431,30 +441,35 @@ class Admission:
     def _waits(self, account: Account, now: float) -> Iterator[Waiting]:
         """The calls of ``account`` that wait, those whose turn it is first."""
         due = dict.fromkeys(self.gates, 0.0)
-        heads = [ticket for _, ticket in self._heads(list(self._lanes.values()), set())]
+        heads = (ticket for _, ticket in self._heads(list(self._lanes.values()), set()))
         others = (ticket for lane in self._lanes.values() for ticket in lane.tickets())
-        for ticket in dict.fromkeys(itertools.chain(heads, others)):
-            wait = self._server_wait(ticket.call, now) or self._decide(ticket, now)[0] or ticket.wait
+        seen = set[int]()
+        for ticket in itertools.chain(heads, others):
+            if ticket.number in seen:
+                continue
+            seen.add(ticket.number)
             for gate in self.gates:
                 due[gate] += gate.asked(ticket.call)
+            if account not in ticket.account.path:
+                continue
+            wait = self._server_wait(ticket.call, now) or self._decide(ticket, now)[0] or ticket.wait
             wait = self._longest(wait or Wait("ceiling", None), due, now)
-            if account in ticket.account.path:
-                yield Waiting(
-                    ticket.account.run.name,
-                    ticket.account.label,
-                    ticket.call.model,
-                    ticket.call.worst,
-                    wait.limit,
-                    now - ticket.since,
-                    wait.seconds,
-                )
+            yield Waiting(
+                ticket.account.run.name,
+                ticket.account.label,
+                ticket.call.model,
+                ticket.call.worst,
+                wait.limit,
+                now - ticket.since,
+                wait.seconds,
+            )
 
     # ---------------------------------------------------------------- the decision
 
     def _decide(self, ticket: Ticket, now: float) -> tuple[Wait | None, Turn | None]:
         """Whether a call may go now, over all accounts and all buckets at once; else why, and whom it holds up.
 
-        Those are all below the turn that is returned; everybody if there is none.
+        Those are all below the turn that is returned; with a wait for a rate it is everybody.
         """
         account, call = ticket.caller.account, ticket.call
         for node in account.path:
@@ -462,7 +477,7 @@ class Admission:
                 return Wait("paused", None), node.turn
         if not self._pays_from_reserve(ticket):
             if ticket.caller.wraps_up and account.lent and call.least <= account.left + account.lent:
-                return Wait("wrap_up_reserve", None), account.own
+                return Wait("wrap_up_reserve", None), None
             amount = ledger.fit(account, call, self.spawn_threshold)
             if isinstance(amount, Account):
                 limit = self._limit_of(amount, account, call)
@@ -486,7 +501,12 @@ class Admission:
         return "ceiling"
 
     def _next_decided(self, now: float) -> Ticket | None:
-        """The first whose case is decided: it goes, or has waited too long. ``None`` if all go on waiting."""
+        """The first whose case is decided: it goes, or has waited too long. ``None`` if all go on waiting.
+
+        Those without hope are dismissed before.
+        """
+        if self._shrunk:
+            self._dismiss_hopeless(now)
         self._blocked = []
         open_lanes = []
         for lane in self._lanes.values():
@@ -498,16 +518,27 @@ class Admission:
                 if self._is_late(ticket, by_server, now):
                     return ticket
                 self._blocked.append(ticket)
-        held_up: set[Turn] = set()
-        for _, ticket in self._heads(open_lanes, held_up):
-            ticket.wait, turn = self._decide(ticket, now)
-            if ticket.wait is None or self._is_late(ticket, ticket.wait, now):
-                return ticket
-            self._blocked.append(ticket)
-            if turn is None:
-                return None
-            held_up.add(turn)
-        return None
+        spawns: set[Turn] = set()  # wait for the run, whose changes are not theirs
+        try:
+            for _, ticket in self._heads(open_lanes, self._held_up):
+                ticket.wait, turn = self._decide(ticket, now)
+                if ticket.wait is None or self._is_late(ticket, ticket.wait, now):
+                    return ticket
+                if ticket.wait.seconds is not None:
+                    self._blocked.append(ticket)
+                    return None
+                if turn is not None:
+                    self._held_up.add(turn)
+                    if ticket.wait.limit == "spawn_threshold":
+                        spawns.add(turn)
+            return None
+        finally:
+            self._held_up -= spawns
+
+    def _look_again(self, account: Account) -> None:
+        """Something has changed in the account: who was held up on its path may not be any more."""
+        if self._held_up:
+            self._held_up.difference_update([node.turn for node in account.path])
 
     def _heads(self, lanes: list[_Lane], held_up: set[Turn]) -> Iterator[tuple[tuple[float, ...], Ticket]]:
         """The first of each agent in each lane, in the order of their turns; ``held_up`` holds up no wrap-ups."""
@@ -590,11 +621,12 @@ class Admission:
         closed = [node for node in shrunk if node.waiting and node.never_fits(node.largest_waiting)]
         if not closed:
             return
-        waiting = [ticket for lane in self._lanes.values() for ticket in lane.tickets()]
+        waiting = dict.fromkeys(ticket for node in closed for ticket in self._waiting_below(node))
         for node in closed:
             node.largest_waiting = 0
         for ticket in waiting:
-            ticket.needs = self._needs(ticket)  # a reserve may have been carved out meanwhile that it was to carve out
+            if self._closed_to(ticket) is not None:
+                ticket.needs = self._needs(ticket)  # the reserve it was to carve out may have been meanwhile
             short = self._closed_to(ticket)
             if short is None:
                 self._remember_largest(ticket)
@@ -602,6 +634,14 @@ class Admission:
             self._unqueue(ticket, now)
             self._refuse(ticket, self._ceiling_reached(ticket, short))
             self._decided.append(ticket)
+
+    def _waiting_below(self, account: Account) -> Iterator[Ticket]:
+        accounts = [account]
+        for node in accounts:
+            for lane in self._lanes.values():
+                yield from lane.line.at(node.own)
+                yield from lane.wrap_ups.at(node.own)
+            accounts.extend(child for child in node.children.values() if child.waiting)
 
     def _dismiss_late(self, now: float) -> None:
         """Refuse those whose patience is over, whether it is their turn or not."""
@@ -622,6 +662,7 @@ class Admission:
         ticket.position = lane.line_of(ticket).add(ticket, own, ticket.number)
         self.waiting += 1
         ledger.queue(ticket.account, 1)
+        self._look_again(ticket.account)
         self._remember_largest(ticket)
         if ticket.deadline is not None:
             self._arrivals.append(ticket)
@@ -643,6 +684,7 @@ class Admission:
         ticket.account.own.queued -= ticket.call.tokens
         self.waiting -= 1
         ledger.queue(ticket.account, -1)
+        self._look_again(ticket.account)
         lane.tokens -= ticket.call.tokens
         for gate in self.gates:
             lane.backlog[gate] -= gate.asked(ticket.call)
@@ -660,7 +702,7 @@ class Admission:
 
     # ---------------------------------------------------------------- the end of it
 
-    def _grant(self, ticket: Ticket, now: float) -> None:
+    def _grant(self, ticket: Ticket, now: float) -> Reservation:
         account, call = ticket.caller.account, ticket.call
         from_reserve = self._pays_from_reserve(ticket)
         amount = min(call.worst, account.left) if from_reserve else ledger.fit(account, call, self.spawn_threshold)
@@ -695,6 +737,7 @@ class Admission:
             self._open_by[ticket.owner] = {place.id: place}
         else:
             owned[place.id] = place
+        return place
 
     def _is_open(self, place: Reservation) -> bool:
         return place.settlement is None and place.process == self._process

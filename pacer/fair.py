@@ -70,6 +70,14 @@ class Turn:
             turn.reorder()
             turn = parent
 
+    def correct(self, amount: float) -> None:
+        """A service of this leaf has turned out to be so much larger (smaller, below 0) than it was charged."""
+        turn = self
+        while (parent := turn.parent) is not None:
+            turn._start += amount / turn.weight
+            turn.reorder()
+            turn = parent
+
     def reorder(self) -> None:
         """Take the right place among the siblings after ``rank`` or ``is_late`` was changed."""
         for line in self._entries:
@@ -102,6 +110,10 @@ class Line(Generic[T]):
         """Everybody who waits, leaf by leaf."""
         for queue in self._queues.values():
             yield from queue
+
+    def at(self, leaf: Turn) -> list[T]:
+        """Those who wait in ``leaf``, in order."""
+        return list(self._queues.get(leaf, ()))
 
     def add(self, item: T, leaf: Turn, number: int) -> int:
         """Put ``item`` at the end of its leaf; its place there, from 1. Of equals the smaller ``number`` goes first."""

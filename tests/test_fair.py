@@ -74,6 +74,11 @@ def test_children_share_what_their_parent_gets():
     queue.wait("x", 20)
     assert queue.order(16).count("x") == 8
     assert queue.leaves["a"].share() == 0.125
+    queue.line.remove(queue.line.at(queue.leaves["x"])[0], queue.leaves["x"])
+    assert queue.leaves["a"].share() == 0.125
+    for item in queue.line.at(queue.leaves["x"]):
+        queue.line.remove(item, queue.leaves["x"])
+    assert queue.leaves["a"].share() == 0.25
 
 
 def test_what_ended_siblings_got_is_not_held_against_who_is_left():

@@ -109,7 +109,8 @@ def test_a_run_that_cannot_fund_its_agents_ends_with_a_report_of_each_that_start
                             await ask(client)
                 ends[name] = "finished"
             except openai.APIStatusError as refused:
-                assert refused.status_code == 402
+                if refused.status_code != httpx2.codes.PAYMENT_REQUIRED:
+                    raise
                 ends[name] = "not started"
                 if agent.status().calls:
                     with pacer.wrap_up():

@@ -171,6 +171,18 @@ def test_an_agent_that_nobody_can_end_any_more_ends_by_itself():
     assert (budget.pacer.status().carved, budget.pacer.status().agents) == (0, ())
 
 
+def test_a_scope_may_be_entered_again_while_it_is_open_and_is_a_new_agent_later():
+    budget = Budget()
+    agent = budget.pacer.agent("agent")
+    with agent:
+        with agent:
+            budget.call()
+        budget.call()
+        assert agent.status().spent == 2 * COST
+    with agent:
+        assert agent.status().spent == 0
+
+
 # ---------------------------------------------------------------- runs
 
 
@@ -264,6 +276,25 @@ def test_a_name_in_a_header_is_one_agent_for_all_calls_and_such_names_are_bounde
     assert len(status.agents) == 256
     assert {row.spent for row in status.agents} == {2 * COST}
     assert sum(row.agents for row in status.finished) == 44
+
+
+def test_a_name_in_a_header_may_be_that_of_the_agent_at_hand():
+    budget = Budget()
+    with budget.pacer.agent("agent") as agent:
+        budget.call(headers={HEADER: "agent"})
+        assert (agent.status().spent, agent.status().agents) == (COST, ())
+
+
+def test_a_client_bound_to_an_agent_that_has_ended_calls_for_what_is_above():
+    budget = Budget()
+    with budget.pacer.agent("outer") as outer:
+        with budget.pacer.agent("inner") as inner:
+            bound = httpx.Client(transport=BudgetTransport(budget.inner, pacer=budget.pacer, scope=inner))
+            headers = inner.headers
+        contextvars.Context().run(budget.call, bound)
+        assert (outer.status().spent, outer.status().agents) == (COST, ())
+        budget.call(headers=headers)
+        assert outer.status().spent == 2 * COST
 
 
 def test_hostile_names_stay_names(caplog: pytest.LogCaptureFixture):
@@ -385,6 +416,15 @@ def test_a_wrap_up_without_a_reserve_is_an_ordinary_call():
     assert budget.pacer.status().wrap_ups == 0
 
 
+def test_who_wraps_up_spends_its_own_reserve_only():
+    budget = Budget(ceiling=3_000)
+    with budget.pacer.agent("other", reserve=700) as other:
+        budget.call()
+        with budget.pacer.run("default").agent("agent", reserve=700), pacer.wrap_up():
+            budget.call(headers=other.headers)
+            assert (other.status().wrap_ups, other.status().reserve, other.status().calls) == (0, 700, 2)
+
+
 def test_thresholds_are_told_once_and_again_for_a_new_ceiling(caplog: pytest.LogCaptureFixture):
     budget, told = Budget(ceiling=10_000), list[Threshold]()
     run = budget.pacer.run(budget.pacer.name)
@@ -423,6 +463,14 @@ def test_rates_may_change_while_calls_wait():
         budget.pacer.set_rate(max_wait=3)  # type: ignore[call-arg]
     with pytest.raises(SettingsError, match="requests_per_minute=0"):
         budget.pacer.set_rate(requests_per_minute=0)
+
+
+def test_a_new_rate_goes_on_with_what_the_bucket_has():
+    budget = Budget(tokens_per_second=0.001, burst=50)
+    budget.call()
+    before = budget.pacer.status().tokens_available
+    budget.pacer.set_rate(tokens_per_minute=0.001, burst=1_000)
+    assert budget.pacer.status().tokens_available == pytest.approx(before, abs=0.1)
 
 
 def test_a_pacer_and_a_run_can_be_paused():

@@ -6,9 +6,10 @@ import itertools
 
 import pytest
 
-from pacer.admission import Caller, Ticket
+from pacer.admission import RUNS_REMEMBERED, Caller, Ticket, gate
 from pacer.errors import CeilingReached, WaitTooLong
 from pacer.ledger import FINISHED_REMEMBERED, OTHERS, Account
+from pacer.usage import Rate
 from tests.engine import Engine, call, granted, place_of
 
 
@@ -205,6 +206,29 @@ def test_a_wrap_up_waits_for_the_rate_and_goes_past_those_who_wait_for_room():
     assert granted(stuck)
 
 
+def test_a_wrap_up_is_not_held_up_by_those_who_wait_for_the_run():
+    engine = Engine(ceiling=300)
+    agent, other = engine.agent("agent", reserve=100), engine.agent("other")
+    engine.settle(offer(engine, agent, 100), 100)
+    offer(engine, other, 100)
+    stuck = offer(engine, other, 50)
+    first, second = (offer(engine, agent, 100, wraps_up=True) for _ in range(2))
+    engine.settle(first, 0)
+    assert granted(second)
+    assert stuck.decision is None
+
+
+def test_an_agent_that_ends_before_its_first_call_could_go_carves_nothing_out():
+    engine = Engine(ceiling=1_000)
+    blocking = engine.offer(call(900))
+    agent = engine.agent("agent", reserve=300)
+    waiting = offer(engine, agent, 200)
+    engine.store.end(agent)
+    engine.settle(blocking, 0)
+    assert granted(waiting)
+    assert engine.account.carved == 0
+
+
 def test_a_reserve_goes_back_when_its_agent_ends():
     engine = Engine(ceiling=1_000)
     agent = engine.agent("agent", reserve=400)
@@ -269,6 +293,21 @@ def test_a_flood_delays_itself_only():
     assert place_of(large[-1]).granted_at - started == pytest.approx(200.2, abs=0.1)
 
 
+def test_turns_go_by_what_calls_have_cost_not_by_what_was_expected():
+    """Two agents expect the same, one uses a tenth of it: it gets the more calls, and both get the same tokens."""
+    engine = Engine(rate=1_000, burst=1_000)
+    large, small = engine.agent("large"), engine.agent("small")
+    offer(engine, large, 1_000)
+    tickets = {agent: [offer(engine, agent, 1_000) for _ in range(300)] for agent in (large, small)}
+    for _ in range(100):
+        engine.advance(1.0)
+        for agent, used in ((large, 1_000), (small, 100)):
+            for ticket in tickets[agent]:
+                if granted(ticket) and place_of(ticket).settlement is None:
+                    engine.settle(ticket, used)
+    assert small.spent == pytest.approx(large.spent, rel=0.1)
+
+
 def test_a_call_of_five_bursts_gets_its_turn_among_small_ones():
     engine = Engine(rate=100, burst=100)
     big, busy = engine.agent("big"), engine.agent("busy")
@@ -292,16 +331,22 @@ def test_finish_first_lets_the_agent_that_started_first_go_first():
 
 
 def test_a_deadline_holds_for_who_is_overtaken_too():
-    """Not the head of the line but its patience is over: refused at that moment, without any other event."""
+    """Not the next to go but its patience is over: refused at that moment, without any other event."""
     engine = Engine(rate=10, burst=100, max_wait=10.5)
-    a, b = engine.agent("a"), engine.agent("b")
+    a, c, d = (engine.agent(name) for name in "acd")
     offer(engine, a, 100)
-    first, second = offer(engine, a, 40), offer(engine, a, 50)
-    others = [offer(engine, b, 25) for _ in range(2)]
-    engine.advance(11.0)
-    assert granted(first)
-    assert all(granted(ticket) for ticket in others)
-    assert isinstance(second.decision, WaitTooLong)
+    first, overtaken = offer(engine, a, 40), offer(engine, a, 50)
+    others = [offer(engine, c, 30), offer(engine, d, 30)]
+    engine.advance(7.1)
+    next_one = offer(engine, c, 25)
+    engine.advance(3.2)
+    assert all(granted(ticket) for ticket in [first, *others])
+    assert overtaken.decision is next_one.decision is None
+    engine.advance(0.3)
+    assert isinstance(overtaken.decision, WaitTooLong)
+    assert next_one.decision is None
+    engine.advance(2.2)
+    assert granted(next_one)
 
 
 # ---------------------------------------------------------------- changes
@@ -339,6 +384,17 @@ def test_an_agents_ceiling_may_change_while_it_waits():
     assert granted(waiting)
 
 
+def test_a_call_gives_back_to_the_rates_it_took_from():
+    """What was let go before there was a rate has nothing to give to it."""
+    engine = Engine()
+    before = engine.offer(call(100))
+    made = gate("tokens_per_second", "tokens", Rate(1), 100, engine.clock.now)
+    engine.store.do(lambda books, now: books.set_gates((made,)))
+    engine.offer(call(100))
+    engine.settle(before, 0)
+    assert engine.store.status().tokens_available == 0
+
+
 # ---------------------------------------------------------------- ends
 
 
@@ -364,6 +420,32 @@ def test_an_agent_that_ends_with_an_open_call_is_folded_when_that_ends():
     engine.settle(ticket, 40)
     status = engine.store.status()
     assert (status.agents, [row.spent for row in status.finished]) == ((), [40])
+
+
+def test_an_ended_agent_is_folded_when_its_last_waiter_is_refused():
+    engine = Engine(ceiling=1_000)
+    parent = engine.agent("parent")
+    agent = engine.agent("agent", parent=parent)
+    engine.offer(call(900))
+    waiting = offer(engine, agent, 200)
+    assert engine.store.status().agents[0].agents[0].waiting == 1
+    engine.store.end(agent)
+    engine.set_ceiling(100)
+    assert isinstance(waiting.decision, CeilingReached)
+    (row,) = engine.store.status().agents
+    assert (row.agents, [gone.refused for gone in row.finished]) == ((), [1])
+
+
+def test_runs_that_nobody_is_in_are_bounded():
+    engine = Engine()
+    for number in range(RUNS_REMEMBERED + 50):
+        run = engine.admission.run(f"run {number}", 100)
+        engine.settle(offer(engine, run, 10), 10)
+        engine.admission.leave_run(run)
+    root = engine.admission.root
+    assert len(root.children) <= RUNS_REMEMBERED
+    assert (root.spent, engine.admission.run("run 1000", None).spent) == (10 * (RUNS_REMEMBERED + 50), 10)
+    assert engine.admission.run(engine.account.name, None) is engine.account
 
 
 def test_names_of_the_finished_are_bounded():
