@@ -258,6 +258,7 @@ class Admission:
             ledger.release(place.account, place.call.worst, from_reserve=place.from_reserve)
             self._look_again(place.account)
             self._let_go(place)
+            place.account.own.correct(-place.charged)
             for gate in place.gates:
                 gate.bucket.give_back(gate.asked(place.call), now)
 
@@ -328,8 +329,11 @@ class Admission:
         self._scopes[agent.id] = agent
         return agent
 
-    def named(self, parent: Account, name: str, ceiling: int | None, reserve: int, now: float) -> Account:
-        """The agent that calls with this name in a header belong to, made when it is named first."""
+    def named(self, parent: Account, name: str, ceiling: int | None, now: float) -> Account:
+        """The agent that calls with this name in a header belong to, made when it is named first.
+
+        It keeps nothing for a wrap-up: only who is inside of an agent can tell that it wraps up.
+        """
         siblings = self._named.setdefault(parent, {})
         found = siblings.pop(name, None)
         if found is None:
@@ -337,7 +341,7 @@ class Admission:
                 idle = [other for other, agent in siblings.items() if agent.is_idle()]
                 for other in idle[: len(siblings) + 1 - NAMED_REMEMBERED]:
                     self.end(siblings.pop(other), now)
-            found = self.spawn(parent, name, ceiling, 1.0, reserve)
+            found = self.spawn(parent, name, ceiling, 1.0, 0)
         siblings[name] = found
         return found
 

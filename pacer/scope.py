@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,7 @@ class Scope(ABC):
         self._settings = chosen
         self._account: Account | None = None
         self._inside = 0
+        self._counting = threading.RLock()  # a collection may close a generator that is inside, in the midst of this
 
     @abstractmethod
     def _open(self) -> Account:
@@ -89,15 +91,18 @@ class Scope(ABC):
         assert self.account is not None
         outer = _here.get()
         _here.set(_Frame(self, outer.tokens if outer else None, False, outer))
-        self._inside += 1
+        with self._counting:
+            self._inside += 1
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         frame = _here.get()
         if frame is not None and frame.scope is self:  # a generator may be closed in another context
             _here.set(frame.outer)
-        self._inside -= 1
-        if not self._inside:
+        with self._counting:
+            self._inside -= 1
+            is_last = not self._inside
+        if is_last:
             self._close(self.account)
 
     async def __aenter__(self) -> Self:
@@ -415,7 +420,7 @@ def _addressed(store: Store, chosen: Settings, account: Account, named: str) -> 
     name = _cleaned(unquote(named)) if named else account.name
     if name == account.name:
         return account
-    return store.do(lambda books, now: books.named(account, name, chosen.agent_ceiling, chosen.wrap_up_reserve, now))
+    return store.do(lambda books, now: books.named(account, name, chosen.agent_ceiling, now))
 
 
 def _cleaned(name: object) -> str:

@@ -268,13 +268,14 @@ def test_the_header_names_an_agent_and_goes_no_further(url: str, content: Any):
 
 
 def test_a_name_in_a_header_is_one_agent_for_all_calls_and_such_names_are_bounded():
-    budget = Budget()
+    budget = Budget(wrap_up_reserve=100)
     for number in range(300):
         budget.call(headers={HEADER: f"agent {number}"})
         budget.call(headers={HEADER: f"agent {number}"})
     status = budget.pacer.status()
     assert len(status.agents) == 256
     assert {row.spent for row in status.agents} == {2 * COST}
+    assert status.carved == 0
     assert sum(row.agents for row in status.finished) == 44
 
 

@@ -308,6 +308,18 @@ def test_turns_go_by_what_calls_have_cost_not_by_what_was_expected():
     assert small.spent == pytest.approx(large.spent, rel=0.1)
 
 
+def test_who_leaves_after_its_grant_gives_its_turn_back_too():
+    engine = Engine(rate=10, burst=100)
+    a, b = engine.agent("a"), engine.agent("b")
+    offer(engine, a, 100)
+    first, second, other = (offer(engine, agent, 50) for agent in (a, a, b))
+    engine.advance(5.01)
+    assert granted(first)
+    engine.leave(first)
+    assert granted(second)
+    assert other.decision is None
+
+
 def test_a_call_of_five_bursts_gets_its_turn_among_small_ones():
     engine = Engine(rate=100, burst=100)
     big, busy = engine.agent("big"), engine.agent("busy")
