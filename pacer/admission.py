@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Literal, Protocol, get_args
 
@@ -180,6 +180,7 @@ class Admission:
         self.root = account.path[-1]
         self._runs: dict[str, Account] = {account.name: account}
         self._named: dict[Account, dict[str, Account]] = {}
+        self._inside: Counter[Account] = Counter()
         self._scopes: dict[int, Account] = {account.id: account}
         self._oddities: dict[Oddity, int] = dict.fromkeys(get_args(Oddity), 0)
         self._lanes: dict[tuple[str, str], _Lane] = {}
@@ -311,12 +312,20 @@ class Admission:
         self._runs[name] = self._scopes[found.id] = found
         return found
 
+    def enter_run(self, account: Account) -> None:
+        """Somebody is in the run."""
+        self._inside[account] += 1
+
     def leave_run(self, account: Account) -> None:
-        """Nobody is in the run any more; it is remembered as long as there are not too many."""
+        """Somebody is not in the run any more; without anybody it is remembered as long as there are not too many."""
+        self._inside[account] -= 1
+        if not self._inside[account]:
+            del self._inside[account]
         surplus = len(self._runs) - RUNS_REMEMBERED
         if surplus <= 0:
             return
-        idle = [run for run in self._runs.values() if run.is_idle() and run is not self.account]
+        kept = {self.account, *self._inside}
+        idle = [run for run in self._runs.values() if run.is_idle() and run not in kept]
         for run in idle[:surplus]:
             del self._runs[run.name]
             ledger.end(run)

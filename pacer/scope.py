@@ -66,6 +66,10 @@ class Scope(ABC):
         """The account to use from now on."""
 
     @abstractmethod
+    def _begin(self, account: Account) -> None:
+        """Somebody is inside."""
+
+    @abstractmethod
     def _close(self, account: Account) -> None:
         """Nobody is inside any more."""
 
@@ -92,7 +96,10 @@ class Scope(ABC):
         outer = _here.get()
         _here.set(_Frame(self, outer.tokens if outer else None, False, outer))
         with self._counting:
+            is_first = not self._inside
             self._inside += 1
+        if is_first:
+            self._begin(self.account)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -281,6 +288,9 @@ class Run(Scope):
         ceiling = self._settings.ceiling if self._ceiling is None else self._ceiling
         return self.store.do(lambda books, now: books.run(self._name, ceiling))
 
+    def _begin(self, account: Account) -> None:
+        self.store.do(lambda books, now: books.enter_run(account))
+
     def _close(self, account: Account) -> None:
         self.store.do(lambda books, now: books.leave_run(account))
 
@@ -323,6 +333,9 @@ class Agent(Scope):
         return self.store.do(
             lambda books, now: books.spawn(parent, self._name, self._ceiling, self._weight, self._reserve)
         )
+
+    def _begin(self, account: Account) -> None:
+        """Its first call is what starts it."""
 
     def _close(self, account: Account) -> None:
         self.store.end(account)

@@ -450,11 +450,15 @@ def test_an_ended_agent_is_folded_when_its_last_waiter_is_refused():
 
 def test_runs_that_nobody_is_in_are_bounded():
     engine = Engine()
+    entered = engine.admission.run("entered", 100)
+    engine.admission.enter_run(entered)
     for number in range(RUNS_REMEMBERED + 50):
         run = engine.admission.run(f"run {number}", 100)
+        engine.admission.enter_run(run)
         engine.settle(offer(engine, run, 10), 10)
         engine.admission.leave_run(run)
     root = engine.admission.root
+    assert not entered.ended
     assert len(root.children) <= RUNS_REMEMBERED
     assert (root.spent, engine.admission.run("run 1000", None).spent) == (10 * (RUNS_REMEMBERED + 50), 10)
     assert engine.admission.run(engine.account.name, None) is engine.account
