@@ -14,10 +14,11 @@ from functools import partial
 from typing import Literal
 
 from pacer import Pacer
-from pacer.admission import Admission, Caller, Reservation, Ticket, gate
+from pacer.admission import Admission
 from pacer.ledger import Account
 from pacer.store import Store
 from pacer.store.memory import MemoryStore
+from pacer.ticket import Caller, Reservation, Ticket, gate
 from pacer.usage import Estimate, Rate, Settlement, Status, Usage
 
 AGENTS = 512
@@ -56,7 +57,7 @@ class Simulation:
         self._numbers = itertools.count()
 
     def agent(self, name: str, ceiling: int | None = None) -> Account:
-        return self.admission.spawn(self.run, name, ceiling, 1.0, 0)
+        return self.admission.register.spawn(self.run, name, ceiling, 1.0, 0)
 
     def ask(self, account: Account, tokens: int, then: Then) -> None:
         """Offer a call; ``then`` is given its ticket when it is decided."""

@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import msgspec
 from msgspec.structs import replace
 
 from pacer import ledger, verdict
-from pacer.bucket import Bucket
 from pacer.errors import BudgetExceeded
 from pacer.fair import Line, Turn
 from pacer.ledger import Account, Watch
+from pacer.register import Register
 from pacer.server import Server
+from pacer.ticket import Caller, Gate, Reservation, Ticket
 from pacer.usage import (
     Estimate,
-    Kind,
     Oddity,
-    Rate,
     Settlement,
     Status,
     Threshold,
@@ -34,95 +33,7 @@ from pacer.usage import (
     Word,
 )
 
-RUNS_REMEMBERED = 1_024
-"""Runs that nobody is in are forgotten beyond so many, the one left longest ago first."""
-NAMED_REMEMBERED = 256
-"""Agents that only a header names are ended beyond so many in each account."""
 WAITS_SHOWN = 100
-
-
-class Seat(Protocol):
-    """Where one waiter sleeps; both calls come from any thread and never block."""
-
-    def wake(self) -> None:
-        """Let the waiter go on; raises RuntimeError when nobody can be woken any more (its loop is closed)."""
-
-    def arm(self, seconds: float) -> None:
-        """Let the waiter keep the time for its lane: it calls ``tick`` after ``seconds``."""
-
-
-class Gate(msgspec.Struct, frozen=True, eq=False):
-    """One rate: the setting's name, what it counts, and its bucket."""
-
-    limit: str
-    kind: Kind
-    bucket: Bucket
-
-    def asked(self, call: Estimate) -> int:
-        """What the call is expected to take from this bucket."""
-        amount: int = getattr(call, self.kind)
-        return amount
-
-    def used(self, usage: Usage) -> int:
-        """What the call took in the end."""
-        amount: int = getattr(usage, self.kind)
-        return amount
-
-
-class Reservation(msgspec.Struct, eq=False):
-    """A place for one call, from admission until it is settled. ``process`` counts the forks before it was given.
-
-    ``call.worst`` is what is held: less than was asked where the output cap is to be lowered. It was taken from
-    ``gates``, and with ``from_reserve`` out of the agent's own reserve. ``probes`` says that it is one of a server's
-    slow start, ``charged`` what its agent's turn was charged, if it had to wait for one.
-    """
-
-    id: int
-    process: int
-    account: Account
-    owner: object
-    call: Estimate
-    gates: tuple[Gate, ...]
-    granted_at: float
-    waited_seconds: float
-    from_reserve: bool = False
-    probes: bool = False
-    charged: int = 0
-    settlement: Settlement | None = None
-    settled_at: float | None = None
-
-
-class Caller(msgspec.Struct, frozen=True, eq=False):
-    """Whose call it is. ``tokens`` is the most that it may hold, ``wraps_up`` says that its agent's reserve may pay."""
-
-    account: Account
-    tokens: int | None = None
-    wraps_up: bool = False
-
-
-class Ticket(msgspec.Struct, eq=False):
-    """One call on its way to a decision; ``decision`` stays ``None`` as long as it waits in its line.
-
-    ``needs`` is the room it needs at each account of its path: the least that it may hold, and beside that what its
-    owner (a task or thread) holds there already, for an owner that waits closes nothing.
-    """
-
-    number: int
-    call: Estimate
-    caller: Caller
-    owner: object
-    since: float
-    deadline: float | None
-    needs: list[tuple[Account, int]] = []
-    decision: Reservation | BudgetExceeded | None = None
-    wait: Wait | None = None
-    position: int = 0
-    seat: Seat | None = None
-
-    @property
-    def account(self) -> Account:
-        """The account of the caller."""
-        return self.caller.account
 
 
 class _Lane(msgspec.Struct, eq=False):
@@ -177,11 +88,7 @@ class Admission:
         self.waiting = 0
         """How many stand in the lanes."""
         self._by_rank = order == "finish_first"
-        self.root = account.path[-1]
-        self._runs: dict[str, Account] = {account.name: account}
-        self._named: dict[Account, dict[str, Account]] = {}
-        self._inside: Counter[Account] = Counter()
-        self._scopes: dict[int, Account] = {account.id: account}
+        self.register = Register(account, late_spawns=spawn_threshold > 0)
         self._oddities: dict[Oddity, int] = dict.fromkeys(get_args(Oddity), 0)
         self._lanes: dict[tuple[str, str], _Lane] = {}
         self._blocked: list[Ticket] = []
@@ -253,7 +160,7 @@ class Admission:
         """The caller has gone: out of the line without a trace, or everything back that was just granted."""
         if self._is_queued(ticket):
             self._unqueue(ticket, now)
-            self._retire(ticket.account)
+            self.register.retire(ticket.account)
         elif isinstance(place := ticket.decision, Reservation) and self._is_open(place):
             place.settlement = Settlement(0, 0, "void")
             ledger.release(place.account, place.call.worst, from_reserve=place.from_reserve)
@@ -304,69 +211,10 @@ class Admission:
 
     # ---------------------------------------------------------------- scopes
 
-    def run(self, name: str, ceiling: int | None) -> Account:
-        """The run of that name; a new one gets this ceiling."""
-        found = self._runs.pop(name, None)
-        if found is None:
-            found = Account(name, ceiling, self.root, id=next(self._ids))
-        self._runs[name] = self._scopes[found.id] = found
-        return found
-
-    def enter_run(self, account: Account) -> None:
-        """Somebody is in the run."""
-        self._inside[account] += 1
-
-    def leave_run(self, account: Account) -> None:
-        """Somebody is not in the run any more; without anybody it is remembered as long as there are not too many."""
-        self._inside[account] -= 1
-        if not self._inside[account]:
-            del self._inside[account]
-        surplus = len(self._runs) - RUNS_REMEMBERED
-        if surplus <= 0:
-            return
-        kept = {self.account, *self._inside}
-        idle = [run for run in self._runs.values() if run.is_idle() and run not in kept]
-        for run in idle[:surplus]:
-            del self._runs[run.name]
-            ledger.end(run)
-            self._retire(run)
-
-    def spawn(self, parent: Account, name: str, ceiling: int | None, weight: float, reserve: int) -> Account:
-        """A new agent below ``parent``."""
-        agent = Account(name, ceiling, living(parent), kind="agent", id=next(self._ids), reserve=reserve, weight=weight)
-        agent.turn.is_late = self.spawn_threshold > 0
-        self._scopes[agent.id] = agent
-        return agent
-
-    def named(self, parent: Account, name: str, ceiling: int | None, now: float) -> Account:
-        """The agent that calls with this name in a header belong to, made when it is named first.
-
-        It keeps nothing for a wrap-up: only who is inside of an agent can tell that it wraps up.
-        """
-        siblings = self._named.setdefault(parent, {})
-        found = siblings.pop(name, None)
-        if found is None:
-            if len(siblings) >= NAMED_REMEMBERED:
-                idle = [other for other, agent in siblings.items() if agent.is_idle()]
-                for other in idle[: len(siblings) + 1 - NAMED_REMEMBERED]:
-                    self.end(siblings.pop(other), now)
-            found = self.spawn(parent, name, ceiling, 1.0, 0)
-        siblings[name] = found
-        return found
-
-    def scope(self, number: int) -> Account | None:
-        """The agent or run with this id, as long as it is at work."""
-        return self._scopes.get(number)
-
     def end(self, account: Account, now: float) -> None:
         """An agent has ended: what is left of its reserve goes back, and what it cost goes into a summary."""
-        if account.ended:
-            return
-        ledger.end(account)
+        self.register.end(account)
         self._look_again(account)
-        for named in self._named.pop(account, {}).values():
-            self.end(named, now)
-        self._retire(account)
 
     def set_ceiling(self, account: Account, ceiling: int | None) -> None:
         """Change a ceiling; what is spent stays spent."""
@@ -414,7 +262,7 @@ class Admission:
         self._decided.clear()
         self.crossed.clear()
         self._open_by.clear()
-        accounts = [self.root]
+        accounts = [self.register.root]
         for node in accounts:
             node.held = node.in_flight = node.waiting = node.lent = node.own.queued = 0
             node.row = None
@@ -763,14 +611,7 @@ class Admission:
         del owned[place.id]
         if not owned:
             del self._open_by[place.owner]
-        self._retire(place.account)
-
-    def _retire(self, account: Account) -> None:
-        """Something of the account is over; if it has ended, that may have been the last."""
-        if not account.ended:
-            return
-        for gone in ledger.retire(account):
-            self._scopes.pop(gone.id, None)
+        self.register.retire(place.account)
 
     def _end_probe(self, place: Reservation) -> None:
         place.probes = False
@@ -779,7 +620,7 @@ class Admission:
     def _refuse(self, ticket: Ticket, refusal: BudgetExceeded) -> None:
         ledger.refuse(ticket.account, refusal.limit)
         ticket.decision = refusal
-        self._retire(ticket.account)
+        self.register.retire(ticket.account)
 
     def _ceiling_reached(self, ticket: Ticket, node: Account) -> BudgetExceeded:
         alone = dict(ledger.needs(ticket.account, ticket.call, self.spawn_threshold))
@@ -798,15 +639,3 @@ class Admission:
         return verdict.wait_too_long(
             ticket.call, ticket.account, wait, amount, self.max_wait if self.may_wait else None
         )
-
-
-def living(account: Account) -> Account:
-    """The account, or its nearest ancestor that has not ended."""
-    while account.ended and account.parent is not None:
-        account = account.parent
-    return account
-
-
-def gate(limit: str, kind: Kind, rate: Rate, burst: float, now: float) -> Gate:
-    """A gate with a full bucket."""
-    return Gate(limit, kind, Bucket(rate, burst, now))

@@ -10,10 +10,10 @@ from collections.abc import Generator
 import msgspec
 
 from pacer import parking, telemetry
-from pacer.admission import Caller, Reservation, Ticket
 from pacer.errors import BudgetExceeded
 from pacer.smoothing import Smoothing
 from pacer.store import Store
+from pacer.ticket import Caller, Reservation, Ticket
 from pacer.usage import Estimate
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Unpack
 
 from pacer import flow, scope, settings, telemetry
-from pacer.admission import Admission, Gate, Reservation, gate
+from pacer.admission import Admission
 from pacer.errors import LimitsConflict
 from pacer.estimate import Estimator, Learned
 from pacer.ledger import Account
@@ -18,6 +18,7 @@ from pacer.settings import RatesInput, Settings, SettingsInput
 from pacer.smoothing import Smoothing
 from pacer.store import Store
 from pacer.store.memory import MemoryStore
+from pacer.ticket import Gate, Reservation, gate
 from pacer.usage import Estimate, Kind, Rate, Settlement, Source, Status, Usage, Word
 
 BURST_SECONDS = 10.0
@@ -160,11 +161,11 @@ class Pacer:
 
     def pause(self) -> None:
         """Let no call go until it is resumed, of no run; open calls go on."""
-        self._store.do(lambda books, now: books.set_paused(books.root, True))
+        self._store.do(lambda books, now: books.set_paused(books.register.root, True))
 
     def resume(self) -> None:
         """Let calls go again."""
-        self._store.do(lambda books, now: books.set_paused(books.root, False))
+        self._store.do(lambda books, now: books.set_paused(books.register.root, False))
 
     def status(self) -> Status:
         """How its own run and the pacer around it stand at this instant; of other runs: ``run(name).status()``."""

@@ -23,10 +23,10 @@ class AsyncSeat(Protocol):
     """A seat whose owner awaits."""
 
     def wake(self) -> None:
-        """See :class:`pacer.admission.Seat`."""
+        """See :class:`pacer.ticket.Seat`."""
 
     def arm(self, seconds: float) -> None:
-        """See :class:`pacer.admission.Seat`."""
+        """See :class:`pacer.ticket.Seat`."""
 
     def wait(self) -> Awaitable[None]:
         """Sleep until woken."""

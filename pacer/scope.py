@@ -20,11 +20,13 @@ from urllib.parse import unquote
 import msgspec
 
 from pacer import ledger, settings
-from pacer.admission import Admission, Caller, living
+from pacer.admission import Admission
 from pacer.errors import LimitsConflict, SettingsError
 from pacer.ledger import DEFAULT_FRACTIONS, Account, Watch
+from pacer.register import living
 from pacer.settings import Settings
 from pacer.store import Store
+from pacer.ticket import Caller
 from pacer.usage import Limits, Status, Threshold
 
 HEADER = "x-pacer-agent"
@@ -286,13 +288,13 @@ class Run(Scope):
 
     def _open(self) -> Account:
         ceiling = self._settings.ceiling if self._ceiling is None else self._ceiling
-        return self.store.do(lambda books, now: books.run(self._name, ceiling))
+        return self.store.do(lambda books, now: books.register.run(self._name, ceiling))
 
     def _begin(self, account: Account) -> None:
-        self.store.do(lambda books, now: books.enter_run(account))
+        self.store.do(lambda books, now: books.register.enter_run(account))
 
     def _close(self, account: Account) -> None:
-        self.store.do(lambda books, now: books.leave_run(account))
+        self.store.do(lambda books, now: books.register.leave_run(account))
 
     def _another(self) -> Self:
         return self
@@ -331,7 +333,7 @@ class Agent(Scope):
         if len(parent.path) >= DEEPEST:
             raise SettingsError(f"agent {self._name!r} is nested {DEEPEST} deep: open it at an outer scope")
         return self.store.do(
-            lambda books, now: books.spawn(parent, self._name, self._ceiling, self._weight, self._reserve)
+            lambda books, now: books.register.spawn(parent, self._name, self._ceiling, self._weight, self._reserve)
         )
 
     def _begin(self, account: Account) -> None:
@@ -429,11 +431,11 @@ def _account_here(store: Store) -> Account:
 
 def _addressed(store: Store, chosen: Settings, account: Account, named: str) -> Account:
     if named.startswith("#") and named[1:].isdecimal() and len(named) < 20:
-        return store.do(lambda books, now: books.scope(int(named[1:]))) or account
+        return store.do(lambda books, now: books.register.by_id(int(named[1:]))) or account
     name = _cleaned(unquote(named)) if named else account.name
     if name == account.name:
         return account
-    return store.do(lambda books, now: books.named(account, name, chosen.agent_ceiling, now))
+    return store.do(lambda books, now: books.register.named(account, name, chosen.agent_ceiling))
 
 
 def _cleaned(name: object) -> str:

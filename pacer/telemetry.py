@@ -15,8 +15,8 @@ from functools import lru_cache, partial
 
 from opentelemetry import metrics, trace
 
-from pacer.admission import Reservation, Ticket
 from pacer.errors import BudgetExceeded, WaitTooLong
+from pacer.ticket import Reservation, Ticket
 from pacer.usage import Estimate, Settlement, Threshold, Usage
 
 _log = logging.getLogger("pacer")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pacer.admission import Admission, Caller, Gate, Reservation, Ticket, gate
+from pacer.admission import Admission
 from pacer.ledger import Account
 from pacer.store.memory import MemoryStore
+from pacer.ticket import Caller, Gate, Reservation, Ticket, gate
 from pacer.usage import Estimate, Rate, Settlement, Source, Usage, Word
 
 
@@ -80,7 +81,7 @@ class Engine:
         reserve: int = 0,
     ) -> Account:
         """A new agent, below the run unless said otherwise."""
-        return self.admission.spawn(parent or self.account, name, ceiling, weight, reserve)
+        return self.admission.register.spawn(parent or self.account, name, ceiling, weight, reserve)
 
     def set_ceiling(self, ceiling: int | None, account: Account | None = None) -> None:
         """Change a ceiling, the run's unless said otherwise."""

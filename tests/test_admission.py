@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from pacer.admission import Admission, Caller, gate
+from pacer.admission import Admission
 from pacer.errors import CeilingReached, WaitTooLong
 from pacer.ledger import Account
+from pacer.ticket import Caller, gate
 from pacer.usage import Estimate, Rate, Settlement, Usage
 from tests.engine import Engine, call, granted, place_of
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from pacer import ledger
-from pacer.admission import Caller, Reservation, Ticket, living
 from pacer.errors import BudgetExceeded, CeilingReached
 from pacer.fair import Turn
 from pacer.ledger import Account
+from pacer.register import living
+from pacer.ticket import Caller, Reservation, Ticket
 from pacer.usage import AccountStatus, Source
 from tests.engine import Engine, call, granted, place_of
 
@@ -225,7 +226,7 @@ class Tree(RuleBasedStateMachine):
     def open(self, ceiling: int | None, paced: bool, threshold: int, order: Literal["fair", "finish_first"]) -> None:
         rate = RATE if paced else None
         self.engine = Engine(rate=rate, burst=BURST, ceiling=ceiling, spawn_threshold=threshold, order=order)
-        self.accounts = [self.engine.account, self.engine.admission.root]
+        self.accounts = [self.engine.account, self.engine.admission.register.root]
         self.booked: dict[Account, tuple[int, int]] = {}
         self.everyone: list[Ticket] = []
         self.gone: set[int] = set()

@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from pacer import Pacer
-from pacer.admission import Reservation
 from pacer.bucket import Bucket
 from pacer.cli import demo
 from pacer.cli.demo import Call, Outcome
+from pacer.ticket import Reservation
 from pacer.usage import Estimate, Rate, Usage
 
 

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pacer import Pacer
-from pacer.admission import Reservation
 from pacer.errors import CeilingReached
 from pacer.flow import Park, Space
+from pacer.ticket import Reservation
 from pacer.usage import Estimate, Usage
 from tests.engine import Clock
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pacer.admission import Ticket
 from pacer.bucket import Bucket
+from pacer.ticket import Ticket
 from pacer.usage import Rate
 from tests.engine import Engine, call, place_of
 

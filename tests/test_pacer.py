@@ -7,10 +7,10 @@ import pytest
 import pacer
 import transports
 from pacer import Pacer, settings
-from pacer.admission import Reservation
 from pacer.errors import BudgetExceeded, LimitsConflict, SettingsError
 from pacer.estimate import measure
 from pacer.pacer import join
+from pacer.ticket import Reservation
 from pacer.usage import Estimate, Usage
 from tests.engine import Clock
 

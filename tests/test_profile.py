@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pacer import Pacer
-from pacer.admission import Reservation
 from pacer.profile import PROFILES
 from pacer.settings import Profile
+from pacer.ticket import Reservation
 from pacer.usage import Estimate, Usage
 from tests.engine import Clock
 

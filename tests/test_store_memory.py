@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pacer.admission import Ticket
 from pacer.errors import CeilingReached
 from pacer.parking import AsyncioSeat, ThreadSeat, TrioSeat
 from pacer.store.memory import MemoryStore
+from pacer.ticket import Ticket
 from tests.engine import Engine, call, granted, place_of
 
 

@@ -6,9 +6,10 @@ import itertools
 
 import pytest
 
-from pacer.admission import RUNS_REMEMBERED, Caller, Ticket, gate
 from pacer.errors import CeilingReached, WaitTooLong
 from pacer.ledger import FINISHED_REMEMBERED, OTHERS, Account
+from pacer.register import RUNS_REMEMBERED
+from pacer.ticket import Caller, Ticket, gate
 from pacer.usage import Rate
 from tests.engine import Engine, call, granted, place_of
 
@@ -25,7 +26,7 @@ def test_what_a_child_costs_is_on_every_account_above_it_once():
     parent = engine.agent("parent", ceiling=500)
     child = engine.agent("child", parent=parent)
     engine.settle(offer(engine, child, 100), 60, 40, "partial")
-    for node in (child, parent, engine.account, engine.admission.root):
+    for node in (child, parent, engine.account, engine.admission.register.root):
         assert (node.spent, node.unknown, node.held, node.calls) == (60, 40, 0, 1)
 
 
@@ -56,7 +57,7 @@ def test_an_agent_that_is_short_itself_blocks_nobody_else():
 def test_whoever_is_short_of_the_run_holds_up_all_in_it_and_no_other_run():
     engine = Engine(ceiling=1_000)
     one, two = engine.agent("one"), engine.agent("two")
-    other_run = engine.admission.run("other", None)
+    other_run = engine.admission.register.run("other", None)
     first = offer(engine, one, 900)
     large, small = offer(engine, two, 400), offer(engine, one, 50)
     assert large.decision is small.decision is None
@@ -450,18 +451,18 @@ def test_an_ended_agent_is_folded_when_its_last_waiter_is_refused():
 
 def test_runs_that_nobody_is_in_are_bounded():
     engine = Engine()
-    entered = engine.admission.run("entered", 100)
-    engine.admission.enter_run(entered)
+    entered = engine.admission.register.run("entered", 100)
+    engine.admission.register.enter_run(entered)
     for number in range(RUNS_REMEMBERED + 50):
-        run = engine.admission.run(f"run {number}", 100)
-        engine.admission.enter_run(run)
+        run = engine.admission.register.run(f"run {number}", 100)
+        engine.admission.register.enter_run(run)
         engine.settle(offer(engine, run, 10), 10)
-        engine.admission.leave_run(run)
-    root = engine.admission.root
+        engine.admission.register.leave_run(run)
+    root = engine.admission.register.root
     assert not entered.ended
     assert len(root.children) <= RUNS_REMEMBERED
-    assert (root.spent, engine.admission.run("run 1000", None).spent) == (10 * (RUNS_REMEMBERED + 50), 10)
-    assert engine.admission.run(engine.account.name, None) is engine.account
+    assert (root.spent, engine.admission.register.run("run 1000", None).spent) == (10 * (RUNS_REMEMBERED + 50), 10)
+    assert engine.admission.register.run(engine.account.name, None) is engine.account
 
 
 def test_names_of_the_finished_are_bounded():

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import msgspec
 
 from pacer import parking, settings
-from pacer.admission import Reservation
 from pacer.errors import BudgetExceeded, SettingsError
 from pacer.flow import Park, Pause, Space
 from pacer.pacer import Pacer, join
 from pacer.scope import HEADER, Scope
 from pacer.settings import SettingsInput
+from pacer.ticket import Reservation
 from pacer.usage import Usage
 from transports import limits, refusal, retry
 from transports.exchange import Exchange

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pacer.admission import Reservation
+from pacer.ticket import Reservation
 from pacer.usage import Source
 
 

@@ -16,8 +16,8 @@ from types import ModuleType
 from typing import Any, Self
 
 from pacer import telemetry
-from pacer.admission import Reservation
 from pacer.pacer import Pacer
+from pacer.ticket import Reservation
 from pacer.usage import Source, Usage
 from transports import encodings, limits
 from transports.encodings import Decode

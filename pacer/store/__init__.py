@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from pacer.admission import Admission, Caller, Reservation, Seat, Ticket
+from pacer.admission import Admission
 from pacer.ledger import Account
+from pacer.ticket import Caller, Reservation, Seat, Ticket
 from pacer.usage import Estimate, Oddity, Settlement, Status, Usage, Word
 
 __all__ = ["Store"]

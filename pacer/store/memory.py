@@ -18,8 +18,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pacer import telemetry
-from pacer.admission import Admission, Caller, Reservation, Seat, Ticket
+from pacer.admission import Admission
 from pacer.ledger import Account
+from pacer.ticket import Caller, Reservation, Seat, Ticket
 from pacer.usage import Estimate, Oddity, Settlement, Status, Usage, Word
 
 _log = logging.getLogger("pacer")
