@@ -13,7 +13,7 @@ from pacer.errors import LimitsConflict
 from pacer.estimate import Estimator, Learned
 from pacer.ledger import Account
 from pacer.profile import profile_of
-from pacer.scope import Agent, Run, Scope
+from pacer.scope import Agent, Books, Run, Scope
 from pacer.settings import RatesInput, Settings, SettingsInput
 from pacer.smoothing import Smoothing
 from pacer.store import Store
@@ -59,13 +59,14 @@ class Pacer:
         )
         self._rates = chosen
         self._store: Store = MemoryStore(admission, clock)
+        self.books = Books(self._store, chosen)
 
     def run(self, name: str, *, ceiling: int | str | None = None) -> Run:
         """A run of this pacer: a ceiling and books of its own, under the same rates. See :func:`pacer.run`.
 
         Raises: SettingsError, LimitsConflict.
         """
-        return Run(self._store, self.settings, name, ceiling)
+        return Run(lambda: self.books, name, ceiling)
 
     def agent(
         self,
@@ -76,7 +77,7 @@ class Pacer:
         reserve: int | str | None = None,
     ) -> Agent:
         """An agent below the scope at hand. See :func:`pacer.agent`. Raises: SettingsError."""
-        return Agent(self._store, self.settings, name, ceiling, weight, reserve)
+        return Agent(lambda: self.books, name, ceiling, weight, reserve)
 
     def owns(self, scope: Scope) -> bool:
         """Whether it is a run or an agent of this pacer."""
@@ -91,7 +92,7 @@ class Pacer:
         """
         if self.settings.profile != "none":
             call = profile_of(self.settings.profile, call).arriving(call)
-        caller = scope.caller(self._store, self.settings, bound, named)
+        caller = scope.caller(self.books, bound, named)
         return flow.admit(self._store, call, caller, self._smoothing)
 
     def answered(self, place: Reservation, status: int, word: Word | None) -> None:
@@ -221,20 +222,20 @@ def join(chosen: Settings) -> Pacer:
     return pacer
 
 
-def process_pacer() -> Pacer:
-    """The pacer that ``BudgetTransport()`` joins. Raises: SettingsError, LimitsConflict."""
-    return join(settings.load())
+def _books_at_hand() -> Books:
+    at_hand = scope.current()
+    return at_hand.books if at_hand is not None else join(settings.load()).books
 
 
 def run(name: str, *, ceiling: int | str | None = None) -> Run:
     """A run: ``with pacer.run("nightly", ceiling="500k") as run:``, also ``async with``, or as a decorator.
 
     All calls inside are booked on it, through whatever transport of the same pacer; entered again under the same name
-    it goes on where it was. Its ceiling is the ``ceiling`` setting unless given. It is one of the process's pacer, that
-    which ``BudgetTransport()`` joins; ``Pacer.run`` is the same for a pacer of your own.
+    it goes on where it was. Its ceiling is the ``ceiling`` setting unless given. It is opened when it is entered, on
+    the pacer that ``BudgetTransport()`` joins; ``Pacer.run`` is the same for a pacer of your own.
     Raises: SettingsError, LimitsConflict.
     """
-    return process_pacer().run(name, ceiling=ceiling)
+    return Run(lambda: join(settings.load()).books, name, ceiling)
 
 
 def agent(
@@ -247,7 +248,4 @@ def agent(
     default ``wrap_up_reserve``) is carved out with its first call, and only :func:`wrap_up` spends it. The name may be
     any string, of which 128 characters count; each time it is a new agent. Raises: SettingsError.
     """
-    at_hand = scope.current()
-    if at_hand is not None:
-        return at_hand.agent(name, ceiling=ceiling, weight=weight, reserve=reserve)
-    return process_pacer().agent(name, ceiling=ceiling, weight=weight, reserve=reserve)
+    return Agent(_books_at_hand, name, ceiling, weight, reserve)

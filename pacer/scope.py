@@ -53,12 +53,21 @@ class _Frame(msgspec.Struct, frozen=True, eq=False):
 _here: ContextVar[_Frame | None] = ContextVar("pacer", default=None)
 
 
-class Scope(ABC):
-    """A run or an agent: a context (``with``, ``async with``), a decorator, and the way to its account."""
+class Books(msgspec.Struct, frozen=True, eq=False):
+    """What a scope needs of its pacer."""
 
-    def __init__(self, store: Store, chosen: Settings) -> None:
-        self.store = store
-        self._settings = chosen
+    store: Store
+    settings: Settings
+
+
+class Scope(ABC):
+    """A run or an agent: a context (``with``, ``async with``), a decorator, and the way to its account.
+
+    ``books`` gives its pacer's when they are needed first: a decorator may stand there before there is any.
+    """
+
+    def __init__(self, books: Callable[[], Books]) -> None:
+        self._books = books
         self._account: Account | None = None
         self._inside = 0
         self._counting = threading.RLock()  # a collection may close a generator that is inside, in the midst of this
@@ -78,6 +87,16 @@ class Scope(ABC):
     @abstractmethod
     def _another(self) -> Self:
         """A scope like this one, for another call of a decorated function."""
+
+    @functools.cached_property
+    def books(self) -> Books:
+        """Its pacer's."""
+        return self._books()
+
+    @property
+    def store(self) -> Store:
+        """Where its pacer's books lie."""
+        return self.books.store
 
     @property
     def account(self) -> Account:
@@ -152,7 +171,7 @@ class Scope(ABC):
         reserve: int | str | None = None,
     ) -> Agent:
         """An agent below this scope, whatever the context. See :func:`pacer.agent`. Raises: SettingsError."""
-        return Agent(self.store, self._settings, name, ceiling, weight, reserve, parent=self)
+        return Agent(lambda: self.books, name, ceiling, weight, reserve, parent=self)
 
     # ---------------------------------------------------------------- what it looks like
 
@@ -188,7 +207,7 @@ class Scope(ABC):
         By default that is the ``spawn_threshold``, or the usual size of a call so far if that is more; the
         ``wrap_up_reserve`` of each comes on top. Open calls count with what they hold.
         """
-        account, chosen = self.account, self._settings
+        account, chosen = self.account, self.books.settings
 
         def look(admission: Admission, now: float) -> bool:
             each = tokens
@@ -275,20 +294,20 @@ class Scope(ABC):
 class Run(Scope):
     """One run of a pacer: its name is kept with what was spent under it, however often it is entered."""
 
-    def __init__(self, store: Store, chosen: Settings, name: str, ceiling: int | str | None) -> None:
-        super().__init__(store, chosen)
+    def __init__(self, books: Callable[[], Books], name: str, ceiling: int | str | None) -> None:
+        super().__init__(books)
         self._name = settings.explicit(run=name).run
         self._ceiling = _amount("ceiling", ceiling)
-        account = self.account
-        if self._ceiling is not None and account.ceiling != self._ceiling:
-            raise LimitsConflict(
-                f"run {name!r} is open with ceiling={account.ceiling} and was entered with ceiling={self._ceiling}: "
-                "name another run, or change it with set_ceiling()"
-            )
 
     def _open(self) -> Account:
-        ceiling = self._settings.ceiling if self._ceiling is None else self._ceiling
-        return self.store.do(lambda books, now: books.register.run(self._name, ceiling))
+        ceiling = self.books.settings.ceiling if self._ceiling is None else self._ceiling
+        account = self.store.do(lambda books, now: books.register.run(self._name, ceiling))
+        if self._ceiling is not None and account.ceiling != self._ceiling:
+            raise LimitsConflict(
+                f"run {self._name!r} is open with ceiling={account.ceiling} and was entered with "
+                f"ceiling={self._ceiling}: name another run, or change it with set_ceiling()"
+            )
+        return account
 
     def _begin(self, account: Account) -> None:
         self.store.do(lambda books, now: books.register.enter_run(account))
@@ -308,32 +327,33 @@ class Agent(Scope):
 
     def __init__(
         self,
-        store: Store,
-        chosen: Settings,
+        books: Callable[[], Books],
         name: str,
         ceiling: int | str | None,
         weight: float,
         reserve: int | str | None,
         parent: Scope | None = None,
     ) -> None:
-        super().__init__(store, chosen)
+        super().__init__(books)
         self._name = _cleaned(name)
-        self._ceiling = chosen.agent_ceiling if ceiling is None else _amount("agent_ceiling", ceiling)
-        self._reserve = chosen.wrap_up_reserve if reserve is None else _amount("wrap_up_reserve", reserve) or 0
+        self._ceiling = _amount("agent_ceiling", ceiling)
+        self._reserve = _amount("wrap_up_reserve", reserve)
         self._weight = _checked_weight(weight)
         self._parent = parent
-        if self._ceiling is not None and self._reserve > self._ceiling:
-            raise SettingsError(
-                f"reserve={self._reserve} is not accepted for agent {self._name!r}: give at most its "
-                f"ceiling of {self._ceiling}"
-            )
 
     def _open(self) -> Account:
         parent = self._parent.account if self._parent else _account_here(self.store)
         if len(parent.path) >= DEEPEST:
             raise SettingsError(f"agent {self._name!r} is nested {DEEPEST} deep: open it at an outer scope")
+        chosen = self.books.settings
+        ceiling = chosen.agent_ceiling if self._ceiling is None else self._ceiling
+        reserve = chosen.wrap_up_reserve if self._reserve is None else self._reserve
+        if ceiling is not None and reserve > ceiling:
+            raise SettingsError(
+                f"reserve={reserve} is not accepted for agent {self._name!r}: give at most its ceiling of {ceiling}"
+            )
         return self.store.do(
-            lambda books, now: books.register.spawn(parent, self._name, self._ceiling, self._weight, self._reserve)
+            lambda books, now: books.register.spawn(parent, self._name, ceiling, self._weight, reserve)
         )
 
     def _begin(self, account: Account) -> None:
@@ -343,9 +363,7 @@ class Agent(Scope):
         self.store.end(account)
 
     def _another(self) -> Self:
-        return type(self)(
-            self.store, self._settings, self._name, self._ceiling, self._weight, self._reserve, self._parent
-        )
+        return type(self)(self._books, self._name, self._ceiling, self._weight, self._reserve, self._parent)
 
     def end(self) -> None:
         """It takes no more calls; what is left of its reserve is everybody's again. Leaving it does the same."""
@@ -401,19 +419,19 @@ def current() -> Scope | None:
     return frame.scope if frame is not None else None
 
 
-def caller(store: Store, chosen: Settings, bound: Scope | None, named: str | None) -> Caller:
+def caller(books: Books, bound: Scope | None, named: str | None) -> Caller:
     """Whose the call is that is made here.
 
     ``named``, the header of the request, tells first; then a scope of the context, if it is below the ``bound`` one;
     then that; then a scope of the context; and without any of them it is the pacer's own run.
     """
     frame = _here.get()
-    account = _account_here(store)
+    account = _account_here(books.store)
     if bound is not None and bound.account not in account.path:
         account = bound.account
     account = living(account)
     if named is not None:
-        account = _addressed(store, chosen, account, named)
+        account = _addressed(books, account, named)
     if frame is None:
         return Caller(account)
     wraps_up = frame.wraps_up and frame.scope is not None and frame.scope.account is account
@@ -429,13 +447,14 @@ def _account_here(store: Store) -> Account:
     return store.account
 
 
-def _addressed(store: Store, chosen: Settings, account: Account, named: str) -> Account:
+def _addressed(books: Books, account: Account, named: str) -> Account:
     if named.startswith("#") and named[1:].isdecimal() and len(named) < 20:
-        return store.do(lambda books, now: books.register.by_id(int(named[1:]))) or account
+        return books.store.do(lambda admission, now: admission.register.by_id(int(named[1:]))) or account
     name = _cleaned(unquote(named)) if named else account.name
     if name == account.name:
         return account
-    return store.do(lambda books, now: books.register.named(account, name, chosen.agent_ceiling))
+    ceiling = books.settings.agent_ceiling
+    return books.store.do(lambda admission, now: admission.register.named(account, name, ceiling))
 
 
 def _cleaned(name: object) -> str:

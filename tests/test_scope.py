@@ -194,7 +194,7 @@ def test_a_run_has_a_ceiling_and_books_of_its_own_and_goes_on_where_it_was():
             assert (nightly.status().spent, nightly.status().ceiling) == (spent, 5_000)
     assert budget.pacer.status().spent == 0
     with pytest.raises(LimitsConflict, match=r"ceiling=5000 .* ceiling=6000"):
-        budget.pacer.run("nightly", ceiling=6_000)
+        budget.pacer.run("nightly", ceiling=6_000).status()
 
 
 def test_the_modules_own_functions_are_those_of_the_processs_pacer(monkeypatch: pytest.MonkeyPatch):
@@ -208,6 +208,25 @@ def test_the_modules_own_functions_are_those_of_the_processs_pacer(monkeypatch: 
     with pacer.agent("alone"):
         httpx.Client(transport=transport).post(URL, json=ask())
     assert transport.pacer.status().spent == COST
+
+
+def test_a_decorator_opens_no_budget_before_its_function_is_called(monkeypatch: pytest.MonkeyPatch):
+    """It stands in a module long before a transport says which limits there are."""
+    name = f"test-scope-{next(_runs)}"
+    monkeypatch.setenv("PACER_RUN", name)
+
+    @pacer.agent("worker")
+    def work() -> None:
+        httpx.Client(transport=transport).post(URL, json=ask())
+
+    transport = BudgetTransport(Inner(ok()), ceiling=9_000)
+    work()
+    assert [row.spent for row in transport.pacer.status().finished] == [COST]
+    own = Budget()
+    with own.pacer.run("mine") as mine:
+        transport = own.transport
+        work()
+        assert [row.spent for row in mine.status().finished] == [COST]
 
 
 # ---------------------------------------------------------------- bound and named
@@ -268,14 +287,14 @@ def test_the_header_names_an_agent_and_goes_no_further(url: str, content: Any):
 
 
 def test_a_name_in_a_header_is_one_agent_for_all_calls_and_such_names_are_bounded():
-    budget = Budget(wrap_up_reserve=100)
+    budget = Budget(wrap_up_reserve=100, agent_ceiling=9_000)
     for number in range(300):
         budget.call(headers={HEADER: f"agent {number}"})
         budget.call(headers={HEADER: f"agent {number}"})
     status = budget.pacer.status()
     assert len(status.agents) == 256
     assert {row.spent for row in status.agents} == {2 * COST}
-    assert status.carved == 0
+    assert (status.carved, {row.ceiling for row in status.agents}) == (0, {9_000})
     assert sum(row.agents for row in status.finished) == 44
 
 
@@ -284,6 +303,9 @@ def test_a_name_in_a_header_may_be_that_of_the_agent_at_hand():
     with budget.pacer.agent("agent") as agent:
         budget.call(headers={HEADER: "agent"})
         assert (agent.status().spent, agent.status().agents) == (COST, ())
+        budget.call(headers={HEADER: "below"})
+        assert [row.name for row in agent.status().agents] == ["below"]
+    assert budget.pacer.status().agents == ()
 
 
 def test_a_client_bound_to_an_agent_that_has_ended_calls_for_what_is_above():
@@ -353,7 +375,7 @@ def test_the_limits_in_force_are_the_narrowest():
 )
 def test_bad_values_are_named(given: dict[str, Any], told: str):
     with pytest.raises(SettingsError, match=told):
-        Pacer().agent("agent", **given)
+        Pacer().agent("agent", **given).status()
 
 
 def test_bad_names_are_named():

@@ -262,14 +262,15 @@ def test_a_childs_first_call_carves_out_what_its_parent_keeps_too():
 
 def test_a_reserve_that_a_sibling_carved_out_meanwhile_is_not_needed_twice():
     engine = Engine(ceiling=1_000)
-    blocking = engine.offer(call(900))
+    blocking = engine.offer(call(700))
     parent = engine.agent("parent", reserve=300)
-    one, two = (offer(engine, engine.agent(name, parent=parent), 300) for name in ("one", "two"))
+    one = offer(engine, engine.agent("one", parent=parent), 250)
+    two = offer(engine, engine.agent("two", parent=parent), 400)
     engine.settle(blocking, 100)
     assert granted(one)
+    assert two.decision is None
+    engine.settle(one, 0)
     assert granted(two)
-    third = offer(engine, parent, 100)
-    assert not isinstance(third.decision, CeilingReached)
 
 
 # ---------------------------------------------------------------- turns
