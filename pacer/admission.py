@@ -405,7 +405,14 @@ class Admission:
         """The first of each agent in each lane, in the order of their turns; ``held_up`` holds up no wrap-ups."""
         lines = [lane.line.heads(held_up) for lane in lanes if lane.line]
         wrap_ups = [lane.wrap_ups.heads() for lane in lanes if lane.wrap_ups]
-        return lines[0] if len(lines) == 1 and not wrap_ups else heapq.merge(*lines, *wrap_ups)
+        if len(lines) == 1 and not wrap_ups:
+            return lines[0]
+        # The merge takes the first of each line before anybody is found to be held up.
+        return (
+            (key, ticket)
+            for key, ticket in heapq.merge(*lines, *wrap_ups)
+            if ticket.caller.wraps_up or held_up.isdisjoint([node.turn for node in ticket.account.path])
+        )
 
     def _is_late(self, ticket: Ticket, wait: Wait, now: float) -> bool:
         if ticket.deadline is None:

@@ -67,6 +67,18 @@ def test_whoever_is_short_of_the_run_holds_up_all_in_it_and_no_other_run():
     assert granted(small)
 
 
+def test_whoever_is_short_of_the_run_is_not_overtaken_by_calls_to_other_models():
+    engine = Engine(ceiling=1_000)
+    one, two = engine.agent("one"), engine.agent("two")
+    first = offer(engine, one, 700)
+    large = engine.offer(call(400, model="m"), caller=Caller(two))
+    small = engine.offer(call(50, model="n"), caller=Caller(one))
+    assert large.decision is small.decision is None
+    engine.settle(first, 100)
+    assert granted(large)
+    assert granted(small)
+
+
 @pytest.mark.parametrize("nesting", ["siblings", "chain", "grandchildren"])
 def test_sixteen_that_each_want_all_that_is_left_never_get_more_than_that(nesting: str):
     engine = Engine(ceiling=1_000)
@@ -115,6 +127,34 @@ def test_an_agents_first_call_needs_the_threshold_as_room_in_the_run():
     assert granted(offer(engine, at_work, 300))
     engine.settle(first, 100)
     assert granted(newcomer)
+
+
+def test_a_spawn_below_an_agent_at_work_holds_up_no_other_agent():
+    engine = Engine(ceiling=1_000, spawn_threshold=500)
+    parent, other = engine.agent("parent"), engine.agent("other")
+    for agent in (parent, other):
+        engine.settle(offer(engine, agent, 10), 0)
+    offer(engine, other, 600)
+    spawn = offer(engine, engine.agent("child", parent=parent), 10)
+    assert spawn.decision is None
+    assert granted(offer(engine, other, 100))
+
+
+def test_who_has_no_hope_after_a_spawn_learns_it_at_once():
+    """What the newcomer carved out was what the other waited for; it came first because the other had its turn."""
+    engine = Engine(ceiling=1_000)
+    all_of_it = engine.offer(call(1_000))
+    agent = engine.agent("agent")
+    served = offer(engine, agent, 100)
+    engine.settle(all_of_it, 0)
+    assert granted(served)
+    blocking = engine.offer(call(850))
+    waiting = offer(engine, agent, 750)
+    spawn = offer(engine, engine.agent("new", reserve=300), 50)
+    assert waiting.decision is spawn.decision is None
+    engine.settle(blocking, 0)
+    assert granted(spawn)
+    assert isinstance(waiting.decision, CeilingReached)
 
 
 def test_a_spawn_without_hope_is_refused_and_says_why():
@@ -186,7 +226,8 @@ def test_a_second_wrap_up_waits_for_the_first_and_blocks_nobody():
     assert granted(first)
     assert second.wait is not None
     assert second.wait.limit == "wrap_up_reserve"
-    assert granted(offer(engine, engine.agent("other"), 100))
+    assert granted(offer(engine, engine.agent("other"), 50))
+    assert granted(offer(engine, agent, 50))
     engine.settle(first, 0)
     assert granted(second)
 
