@@ -211,7 +211,7 @@ class Admission:
 
     # ---------------------------------------------------------------- scopes
 
-    def end(self, account: Account, now: float) -> None:
+    def end(self, account: Account) -> None:
         """An agent has ended: what is left of its reserve goes back, and what it cost goes into a summary."""
         self.register.end(account)
         self._look_again(account)
@@ -283,7 +283,7 @@ class Admission:
                 (lane.server.paused_until - now for lane in self._lanes.values() if lane.server.paused_until > now),
                 default=0.0,
             ),
-            tokens_per_second=tokens.bucket.rate.per_second if tokens else None,
+            tokens_per_second=self.tokens_per_second(),
             tokens_available=tokens.bucket.level(now) if tokens else None,
             unmetered=self._oddities["unmetered"],
             failed=self._oddities["failed"],
@@ -637,12 +637,11 @@ class Admission:
         return verdict.ceiling_reached(ticket.call, ticket.account, node, limit, "own")
 
     def _too_long(self, ticket: Ticket, wait: Wait) -> BudgetExceeded:
-        if wait.seconds is None and wait.limit in verdict.CEILINGS and not self.may_wait:
-            short = ledger.fit(ticket.account, ticket.call, self.spawn_threshold)
-            node = short if isinstance(short, Account) else ticket.account.run
+        short = ledger.fit(ticket.account, ticket.call, self.spawn_threshold)
+        node = short if wait.limit in verdict.CEILINGS and isinstance(short, Account) else ticket.account.run
+        if wait.limit in verdict.CEILINGS and not self.may_wait:
             return verdict.ceiling_reached(ticket.call, ticket.account, node, wait.limit, "no wait")
         gate = next((gate for gate in self.gates if gate.limit == wait.limit), None)
         amount = gate.bucket.rate.amount if gate else None
-        return verdict.wait_too_long(
-            ticket.call, ticket.account, wait, amount, self.max_wait if self.may_wait else None
-        )
+        max_wait = self.max_wait if self.may_wait else None
+        return verdict.wait_too_long(ticket.call, ticket.account, node, wait, amount, max_wait)

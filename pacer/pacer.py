@@ -157,16 +157,16 @@ class Pacer:
         Raises: SettingsError.
         """
         changed = settings.changed_rates(self._rates, **given)
-        self._store.do(lambda books, now: books.set_gates(_gates(changed, now, books.gates)))
+        self._store.do(lambda admission, now: admission.set_gates(_gates(changed, now, admission.gates)))
         self._rates = changed
 
     def pause(self) -> None:
         """Let no call go until it is resumed, of no run; open calls go on."""
-        self._store.do(lambda books, now: books.set_paused(books.register.root, True))
+        self._store.do(lambda admission, now: admission.set_paused(admission.register.root, True))
 
     def resume(self) -> None:
         """Let calls go again."""
-        self._store.do(lambda books, now: books.set_paused(books.register.root, False))
+        self._store.do(lambda admission, now: admission.set_paused(admission.register.root, False))
 
     def status(self) -> Status:
         """How its own run and the pacer around it stand at this instant; of other runs: ``run(name).status()``."""

@@ -102,7 +102,11 @@ class Scope(ABC):
     def account(self) -> Account:
         """The account of the scope; opened when it is needed first."""
         if self._account is None:
-            self._account = self._open()
+            opened = self._open()
+            with self._counting:
+                account = self._account = self._account or opened
+            if account is not opened:  # another thread was quicker
+                self._close(opened)
         return self._account
 
     @property
@@ -240,17 +244,17 @@ class Scope(ABC):
         Raises: SettingsError.
         """
         account, amount = self.account, _amount("ceiling", ceiling)
-        self.store.do(lambda books, now: books.set_ceiling(account, amount))
+        self.store.do(lambda admission, now: admission.set_ceiling(account, amount))
 
     def pause(self) -> None:
         """Let no call of it go until it is resumed; open calls go on."""
         account = self.account
-        self.store.do(lambda books, now: books.set_paused(account, True))
+        self.store.do(lambda admission, now: admission.set_paused(account, True))
 
     def resume(self) -> None:
         """Let its calls go again."""
         account = self.account
-        self.store.do(lambda books, now: books.set_paused(account, False))
+        self.store.do(lambda admission, now: admission.set_paused(account, False))
 
     def on_threshold(self, tell: Callable[[Threshold], object], *, at: tuple[float, ...] = DEFAULT_FRACTIONS) -> None:
         """Call ``tell`` once for each fraction of the ceiling in ``at``, when it is booked (spent or unknown).
@@ -263,7 +267,7 @@ class Scope(ABC):
             if not isinstance(fraction, int | float) or isinstance(fraction, bool) or not 0 < fraction < float("inf"):
                 raise SettingsError(f"at={fraction!r} is not accepted: give fractions of the ceiling, above 0")
         watches = [Watch(float(fraction), tell) for fraction in at]
-        self.store.do(lambda books, now: books.watch(account, watches))
+        self.store.do(lambda admission, now: admission.watch(account, watches))
 
     # ---------------------------------------------------------------- where no context reaches
 
@@ -301,7 +305,7 @@ class Run(Scope):
 
     def _open(self) -> Account:
         ceiling = self.books.settings.ceiling if self._ceiling is None else self._ceiling
-        account = self.store.do(lambda books, now: books.register.run(self._name, ceiling))
+        account = self.store.do(lambda admission, now: admission.register.run(self._name, ceiling))
         if self._ceiling is not None and account.ceiling != self._ceiling:
             raise LimitsConflict(
                 f"run {self._name!r} is open with ceiling={account.ceiling} and was entered with "
@@ -310,10 +314,10 @@ class Run(Scope):
         return account
 
     def _begin(self, account: Account) -> None:
-        self.store.do(lambda books, now: books.register.enter_run(account))
+        self.store.do(lambda admission, now: admission.register.enter_run(account))
 
     def _close(self, account: Account) -> None:
-        self.store.do(lambda books, now: books.register.leave_run(account))
+        self.store.post(lambda admission, now: admission.register.leave_run(account))
 
     def _another(self) -> Self:
         return self
@@ -353,14 +357,14 @@ class Agent(Scope):
                 f"reserve={reserve} is not accepted for agent {self._name!r}: give at most its ceiling of {ceiling}"
             )
         return self.store.do(
-            lambda books, now: books.register.spawn(parent, self._name, ceiling, self._weight, reserve)
+            lambda admission, now: admission.register.spawn(parent, self._name, ceiling, self._weight, reserve)
         )
 
     def _begin(self, account: Account) -> None:
         """Its first call is what starts it."""
 
     def _close(self, account: Account) -> None:
-        self.store.end(account)
+        self.store.post(lambda admission, now: admission.end(account))
 
     def _another(self) -> Self:
         return type(self)(self._books, self._name, self._ceiling, self._weight, self._reserve, self._parent)
@@ -368,7 +372,7 @@ class Agent(Scope):
     def end(self) -> None:
         """It takes no more calls; what is left of its reserve is everybody's again. Leaving it does the same."""
         if self._account is not None:
-            self.store.end(self._account)
+            self._close(self._account)
 
     def __del__(self) -> None:
         if getattr(self, "_account", None) is not None:

@@ -61,9 +61,12 @@ def call_too_large(call: Estimate, account: Account, tokens: int) -> BudgetExcee
 
 
 def wait_too_long(
-    call: Estimate, account: Account, wait: Wait, amount: float | None, max_wait: float | None
+    call: Estimate, account: Account, node: Account, wait: Wait, amount: float | None, max_wait: float | None
 ) -> BudgetExceeded:
-    """``amount`` of the rate, if it is one of ours; ``max_wait`` is ``None`` where no wait at all is allowed."""
+    """``node`` is the account that is short, or the run; ``amount`` that of the rate, if it is one of ours.
+
+    ``max_wait`` is ``None`` where no wait at all is allowed.
+    """
     patience = "no wait" if max_wait is None else f"at most {max_wait:g} s"
     needed = "until open calls have settled" if wait.seconds is None else f"{wait.seconds:.1f} s"
     run = account.run.name
@@ -71,17 +74,18 @@ def wait_too_long(
         why, way_out = f"Run {run!r} or an agent in it is paused, and {patience} is allowed", "Resume it."
     elif amount is not None or wait.limit in CEILINGS:
         why = f"Run {run!r} is at its {wait.limit}: this call would wait {needed}, and {patience} is allowed"
-        way_out = f"Raise PACER_{wait.limit.upper()} or PACER_MAX_WAIT, or try again later."
+        setting = "ceiling" if wait.limit == "spawn_threshold" else wait.limit
+        way_out = f"Raise PACER_{setting.upper()} or PACER_MAX_WAIT, or try again later."
     else:
         why = f"The provider itself asks this call to wait {needed} ({wait.limit}), and {patience} is allowed"
         way_out = "Raise PACER_MAX_WAIT, or try again later."
     return WaitTooLong(
         f"{why}. {way_out}",
         limit=wait.limit,
-        amount=account.run.ceiling or 0 if amount is None else amount,
+        amount=node.ceiling or 0 if amount is None else amount,
         asked=call.tokens,
         retry_after_seconds=wait.seconds if wait.seconds is not None else 1.0,
-        **_numbers(account, account.run),
+        **_numbers(account, node),
     )
 
 

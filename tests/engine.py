@@ -83,9 +83,13 @@ class Engine:
         """A new agent, below the run unless said otherwise."""
         return self.admission.register.spawn(parent or self.account, name, ceiling, weight, reserve)
 
+    def end(self, agent: Account) -> None:
+        """An agent has ended."""
+        self.store.post(lambda admission, now: admission.end(agent))
+
     def set_ceiling(self, ceiling: int | None, account: Account | None = None) -> None:
         """Change a ceiling, the run's unless said otherwise."""
-        self.store.do(lambda books, now: books.set_ceiling(account or self.account, ceiling))
+        self.store.do(lambda admission, now: admission.set_ceiling(account or self.account, ceiling))
 
     def settle(self, ticket: Ticket, spent: int, unknown: int = 0, source: Source = "provider") -> None:
         """End the reservation of a granted ticket."""

@@ -301,7 +301,7 @@ class Tree(RuleBasedStateMachine):
     @rule(agent=agents)
     def end(self, agent: Account) -> None:
         """Also twice, and with open calls and children."""
-        self.engine.store.end(agent)
+        self.engine.end(agent)
 
     @rule(agent=st.none() | agents, ceiling=st.none() | st.integers(0, 2_000))
     def change_a_ceiling(self, agent: Account | None, ceiling: int | None) -> None:
@@ -309,7 +309,7 @@ class Tree(RuleBasedStateMachine):
 
     @rule(agent=st.none() | agents, paused=st.booleans())
     def pause(self, agent: Account | None, paused: bool) -> None:
-        self.engine.store.do(lambda books, now: books.set_paused(agent or self.engine.account, paused))
+        self.engine.store.do(lambda admission, now: admission.set_paused(agent or self.engine.account, paused))
 
     @rule(seconds=st.floats(0.0, 30.0))
     def time_passes(self, seconds: float) -> None:
@@ -379,11 +379,11 @@ class Tree(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When all is settled and ended, nothing is held or carved out, and the summary has everything."""
         for account in self.accounts:
-            self.engine.store.do(lambda books, now, account=account: books.set_paused(account, False))  # type: ignore[misc]
+            self.engine.store.do(lambda admission, now, account=account: admission.set_paused(account, False))  # type: ignore[misc]
         for ticket in self.everyone:
             self.engine.leave(ticket)
         for account in self.accounts[2:]:
-            self.engine.store.end(account)
+            self.engine.end(account)
         run = self.engine.account
         assert (run.held, run.carved, run.in_flight, run.waiting, run.children) == (0, 0, 0, 0, {})
         assert not self.engine.admission._lanes

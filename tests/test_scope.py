@@ -183,6 +183,40 @@ def test_a_scope_may_be_entered_again_while_it_is_open_and_is_a_new_agent_later(
         assert agent.status().spent == 0
 
 
+@pytest.mark.parametrize("kind", ["run", "agent"])
+def test_a_scope_may_be_left_by_a_garbage_collection_under_the_lock(kind: str):
+    """A generator inside a scope that is collected while its own thread is at the books."""
+    budget = Budget()
+    scope = budget.pacer.run("nightly") if kind == "run" else budget.pacer.agent("agent")
+
+    def inside(itself: list[Any]) -> Iterator[None]:
+        with scope:
+            yield
+
+    itself: list[Any] = []
+    itself.append(inside(itself))
+    contextvars.Context().run(next, itself[0])
+    del itself
+    scope.store.do(lambda admission, now: gc.collect())
+    assert budget.pacer.status().agents == ()
+
+
+def test_threads_that_use_an_agent_first_at_once_share_one_account():
+    budget = Budget()
+    agent = budget.pacer.agent("agent")
+    opening, barrier = agent._open, threading.Barrier(2)
+
+    def open_together() -> Any:
+        barrier.wait(timeout=10)
+        return opening()
+
+    agent._open = open_together  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(lambda _: agent.account, range(2))
+    assert one is other
+    assert len(budget.pacer.status().agents) == 1
+
+
 # ---------------------------------------------------------------- runs
 
 

@@ -157,6 +157,21 @@ def test_who_has_no_hope_after_a_spawn_learns_it_at_once():
     assert isinstance(waiting.decision, CeilingReached)
 
 
+def test_who_has_waited_too_long_for_room_is_told_whose_room_it_was():
+    engine = Engine(ceiling=1_000, max_wait=5.0, spawn_threshold=500)
+    agent = engine.agent("agent", ceiling=300)
+    offer(engine, agent, 300)
+    first, second = offer(engine, agent, 100), engine.offer(call(300))
+    assert granted(second)
+    third = offer(engine, engine.agent("new"), 10)
+    engine.advance(5.1)
+    assert isinstance(first.decision, WaitTooLong)
+    assert (first.decision.limit, first.decision.amount, first.decision.held) == ("agent_ceiling", 300, 300)
+    assert isinstance(third.decision, WaitTooLong)
+    assert (third.decision.limit, third.decision.amount) == ("spawn_threshold", 1_000)
+    assert "Raise PACER_CEILING or" in str(third.decision)
+
+
 def test_a_spawn_without_hope_is_refused_and_says_why():
     engine = Engine(ceiling=1_000, spawn_threshold=500)
     at_work = engine.agent("at work")
@@ -265,7 +280,7 @@ def test_an_agent_that_ends_before_its_first_call_could_go_carves_nothing_out():
     blocking = engine.offer(call(900))
     agent = engine.agent("agent", reserve=300)
     waiting = offer(engine, agent, 200)
-    engine.store.end(agent)
+    engine.end(agent)
     engine.settle(blocking, 0)
     assert granted(waiting)
     assert engine.account.carved == 0
@@ -277,7 +292,7 @@ def test_a_reserve_goes_back_when_its_agent_ends():
     engine.settle(offer(engine, agent, 100), 100)
     other = engine.agent("other")
     assert isinstance(offer(engine, other, 501).decision, CeilingReached)
-    engine.store.end(agent)
+    engine.end(agent)
     assert engine.account.carved == 0
     assert granted(offer(engine, other, 900))
 
@@ -287,7 +302,7 @@ def test_what_an_open_wrap_up_did_not_use_is_everybodys_after_its_agent_has_ende
     agent = engine.agent("agent", reserve=400)
     engine.settle(offer(engine, agent, 100), 100)
     closing = offer(engine, agent, 400, wraps_up=True)
-    engine.store.end(agent)
+    engine.end(agent)
     engine.settle(closing, 100)
     assert (engine.account.carved, engine.account.held, engine.account.remaining) == (0, 0, 800)
 
@@ -410,18 +425,18 @@ def test_a_deadline_holds_for_who_is_overtaken_too():
 def test_a_paused_account_waits_and_goes_on_at_once():
     engine = Engine()
     agent, other = engine.agent("agent"), engine.agent("other")
-    engine.store.do(lambda books, now: books.set_paused(agent, True))
+    engine.store.do(lambda admission, now: admission.set_paused(agent, True))
     waiting = offer(engine, engine.agent("child", parent=agent), 10)
     assert waiting.wait is not None
     assert waiting.wait.limit == "paused"
     assert granted(offer(engine, other, 10))
-    engine.store.do(lambda books, now: books.set_paused(agent, False))
+    engine.store.do(lambda admission, now: admission.set_paused(agent, False))
     assert granted(waiting)
 
 
 def test_a_pause_is_a_refusal_for_who_may_not_wait():
     engine = Engine(may_wait=False)
-    engine.store.do(lambda books, now: books.set_paused(engine.account, True))
+    engine.store.do(lambda admission, now: admission.set_paused(engine.account, True))
     refusal = engine.offer(call(10)).decision
     assert isinstance(refusal, WaitTooLong)
     assert refusal.limit == "paused"
@@ -444,7 +459,7 @@ def test_a_call_gives_back_to_the_rates_it_took_from():
     engine = Engine()
     before = engine.offer(call(100))
     made = gate("tokens_per_second", "tokens", Rate(1), 100, engine.clock.now)
-    engine.store.do(lambda books, now: books.set_gates((made,)))
+    engine.store.do(lambda admission, now: admission.set_gates((made,)))
     engine.offer(call(100))
     engine.settle(before, 0)
     assert engine.store.status().tokens_available == 0
@@ -458,7 +473,7 @@ def test_an_ended_agent_is_folded_into_a_summary_by_name():
     for spent in (10, 20):
         agent = engine.agent("worker")
         engine.settle(offer(engine, agent, 100), spent)
-        engine.store.end(agent)
+        engine.end(agent)
     status = engine.store.status()
     assert status.agents == ()
     assert [(row.name, row.agents, row.calls, row.spent) for row in status.finished] == [("worker", 2, 2, 30)]
@@ -469,8 +484,8 @@ def test_an_agent_that_ends_with_an_open_call_is_folded_when_that_ends():
     parent = engine.agent("parent")
     child = engine.agent("child", parent=parent)
     ticket = offer(engine, child, 100)
-    engine.store.end(parent)
-    engine.store.end(child)
+    engine.end(parent)
+    engine.end(child)
     assert [row.name for row in engine.store.status().agents] == ["parent"]
     engine.settle(ticket, 40)
     status = engine.store.status()
@@ -484,7 +499,7 @@ def test_an_ended_agent_is_folded_when_its_last_waiter_is_refused():
     engine.offer(call(900))
     waiting = offer(engine, agent, 200)
     assert engine.store.status().agents[0].agents[0].waiting == 1
-    engine.store.end(agent)
+    engine.end(agent)
     engine.set_ceiling(100)
     assert isinstance(waiting.decision, CeilingReached)
     (row,) = engine.store.status().agents
@@ -510,7 +525,7 @@ def test_runs_that_nobody_is_in_are_bounded():
 def test_names_of_the_finished_are_bounded():
     engine = Engine()
     for number in range(FINISHED_REMEMBERED + 50):
-        engine.store.end(engine.agent(f"agent {number}"))
+        engine.end(engine.agent(f"agent {number}"))
     finished = engine.store.status().finished
     assert len(finished) == FINISHED_REMEMBERED + 1
     assert (finished[-1].name, finished[-1].agents) == (OTHERS, 50)

@@ -43,8 +43,8 @@ class Store(Protocol):
     def do(self, operation: Callable[[Admission, float], T]) -> T:
         """Do something with the admission, which is told the time, too."""
 
-    def end(self, account: Account) -> None:
-        """End an agent; safe inside a garbage collection."""
+    def post(self, operation: Callable[[Admission, float], object]) -> None:
+        """The same, at once or as soon as the books are free; safe inside a garbage collection."""
 
     def count(self, oddity: Oddity, amount: int = 1) -> None:
         """Count what is counted beside the books; safe inside a garbage collection."""

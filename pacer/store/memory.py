@@ -65,7 +65,7 @@ class MemoryStore:
         self._admission = admission
         self._clock = clock
         self._lock = threading.Lock()
-        self._posts: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
+        self._posts: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
         self._decided: list[Ticket] = []
         self._armed: tuple[Ticket, float] | None = None
         self._books = _Books(self)
@@ -113,9 +113,9 @@ class MemoryStore:
         with self._books as now:
             return operation(self._admission, now)
 
-    def end(self, account: Account) -> None:
-        """Post the end of an agent: its scope may be collected under the lock."""
-        self._posts.append((self._admission.end, (account,)))
+    def post(self, operation: Callable[[Admission, float], object]) -> None:
+        """Post a change: a scope may be collected under the lock."""
+        self._posts.append((operation, (self._admission,)))
         self._work_off()
 
     def count(self, oddity: Oddity, amount: int = 1) -> None:
@@ -163,13 +163,13 @@ class MemoryStore:
             crossed, self._admission.crossed = self._admission.crossed, []
         finally:
             self._lock.release()
-        for watch, threshold in crossed:
-            telemetry.crossed(threshold, watch.tell)
         if timer is not None:
             self._arm(*timer)
         for ticket in decided:
             if ticket.seat is not None:
                 self._wake(ticket, ticket.seat)
+        for watch, threshold in crossed:  # last: whoever listens may take their time
+            telemetry.crossed(threshold, watch.tell)
 
     def _wake(self, ticket: Ticket, seat: Seat) -> None:
         try:
