@@ -3,9 +3,11 @@
 PacerError
 ├── SettingsError (ValueError)        a setting cannot be used: fix it, waiting changes nothing
 │   └── LimitsConflict                a run that is open already has other limits
+├── StoreError                        the store cannot be used: mend or name another, waiting changes nothing
 └── BudgetExceeded (RuntimeError)     a call was refused; nothing was sent and nothing was booked
     ├── CeilingReached                waiting changes nothing: the tokens are spent
-    └── WaitTooLong                   waiting helps, but longer than the caller allows
+    ├── WaitTooLong                   waiting helps, but longer than the caller allows
+    └── StoreUnavailable              the shared books cannot be reached: waiting may help
 """
 
 from __future__ import annotations
@@ -21,6 +23,10 @@ class SettingsError(PacerError, ValueError):
 
 class LimitsConflict(SettingsError):
     """A transport or pacer asked for other limits than the ones its run was opened with."""
+
+
+class StoreError(PacerError):
+    """A store cannot be opened or used; the message names it (never with a password) and says what to do."""
 
 
 class BudgetExceeded(PacerError, RuntimeError):
@@ -68,3 +74,7 @@ class CeilingReached(BudgetExceeded):
 
 class WaitTooLong(BudgetExceeded):
     """The call would have had to wait longer than ``max_wait`` (or ``on_limit=refuse`` allows no wait at all)."""
+
+
+class StoreUnavailable(BudgetExceeded):
+    """The books that the run shares with other processes cannot be reached, and nothing goes without them."""
