@@ -103,7 +103,7 @@ class Change(msgspec.Struct, frozen=True):
     """Changes a run (the whole pacer, without a name), for all processes; what is ``UNSET`` stays."""
 
     run: str = ""
-    ceiling: int | None | msgspec.UnsetType = msgspec.UNSET
+    ceiling: int | msgspec.UnsetType | None = msgspec.UNSET
     paused: bool | msgspec.UnsetType = msgspec.UNSET
     limits: tuple[Limit, ...] | msgspec.UnsetType = msgspec.UNSET
 
