@@ -8,19 +8,20 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
 import msgspec
 from msgspec.structs import replace
 
 from pacer import ledger, verdict
+from pacer.entry import Limit
 from pacer.errors import BudgetExceeded
 from pacer.fair import Line, Turn
 from pacer.ledger import Account, Watch
 from pacer.register import Register
 from pacer.server import Server
-from pacer.ticket import Caller, Gate, Reservation, Ticket
+from pacer.ticket import Caller, Gate, Posted, Reservation, Ticket, gates_of
 from pacer.usage import (
     Estimate,
     Oddity,
@@ -97,6 +98,8 @@ class Admission:
         self._arrivals: deque[Ticket] = deque()
         self._shrunk: set[Account] = set()
         self._decided: list[Ticket] = []
+        self.outbox: deque[Posted] = deque()
+        """What is to be written into books that others share; nothing, where they do not."""
         self.crossed: list[tuple[Watch, Threshold]] = []
         """Whom to tell, outside the lock, that a part of a ceiling is booked."""
         self._open_by: dict[object, dict[int, Reservation]] = {}
@@ -133,11 +136,12 @@ class Admission:
                 late = ticket.wait
                 self._unqueue(ticket, now)
                 if late is None:
-                    self._grant(ticket, now).charged = ticket.call.tokens
                     ticket.account.own.charge(ticket.call.tokens)
+                    self._grant(ticket, now).charged = ticket.call.tokens
                 else:
                     self._refuse(ticket, self._too_long(ticket, late))
-                self._decided.append(ticket)
+                if ticket.decision is not None:
+                    self._decided.append(ticket)
         else:
             self._blocked = []
             self._shrunk.clear()
@@ -161,14 +165,18 @@ class Admission:
         if self._is_queued(ticket):
             self._unqueue(ticket, now)
             self.register.retire(ticket.account)
-        elif isinstance(place := ticket.decision, Reservation) and self._is_open(place):
-            place.settlement = Settlement(0, 0, "void")
-            ledger.release(place.account, place.call.worst, from_reserve=place.from_reserve)
-            self._look_again(place.account)
-            self._let_go(place)
-            place.account.own.correct(-place.charged)
-            for gate in place.gates:
-                gate.bucket.give_back(gate.asked(place.call), now)
+        elif ticket.place is not None and self._is_open(ticket.place):
+            self._undo(ticket.place, now)
+
+    def _undo(self, place: Reservation, now: float) -> None:
+        """As if it had never been granted."""
+        place.settlement = Settlement(0, 0, "void")
+        ledger.release(place.account, place.call.worst, from_reserve=place.from_reserve)
+        self._look_again(place.account)
+        self._let_go(place)
+        place.account.own.correct(-place.charged)
+        for gate in place.gates:
+            gate.bucket.give_back(gate.asked(place.call), now)
 
     def settle(self, place: Reservation, usage: Usage, counted: Usage, settlement: Settlement, now: float) -> None:
         """End a reservation, once: ``usage`` goes to the books, the difference to what ``counted`` back to the buckets.
@@ -185,9 +193,7 @@ class Admission:
         if place.charged and source in ("void", "provider"):
             account.own.correct(settlement.spent - place.charged)
         for gate in place.gates:
-            asked = gate.asked(place.call)
-            used = 0 if source == "void" else gate.used(counted)
-            gate.bucket.give_back(asked - (used if source in ("void", "provider") else max(asked, used)), now)
+            gate.bucket.give_back(gate.back(place.call, counted, source), now)
         if self.waiting:
             self._shrunk.update(account.path)
             self._look_again(account)
@@ -229,9 +235,9 @@ class Admission:
         self._look_again(account)
         account.touch()
 
-    def set_gates(self, gates: tuple[Gate, ...]) -> None:
+    def set_limits(self, limits: Iterable[Limit], now: float) -> None:
         """Change the rates. Open calls give back to the buckets they took from."""
-        self.gates = gates
+        self.gates = gates = gates_of(limits, now, self.gates)
         for lane in self._lanes.values():
             lane.backlog = {gate: sum(gate.asked(ticket.call) for ticket in lane.tickets()) for gate in gates}
 
@@ -289,6 +295,7 @@ class Admission:
             failed=self._oddities["failed"],
             failed_tokens=self._oddities["failed_tokens"],
             unread=self._oddities["unread"],
+            unshared=self._oddities["unshared"],
         )
 
     def _tokens_gate(self) -> Gate | None:
@@ -443,7 +450,7 @@ class Admission:
             self._queue(ticket)
             if wait is None:
                 self._decided = self.pump(now)
-                if ticket.decision is not None:
+                if not self._is_queued(ticket):
                     return
             ticket.wait = self._forecast(ticket, wait, now)
             if self.max_wait is not None and (ticket.wait.seconds or 0.0) > self.max_wait:
@@ -533,7 +540,10 @@ class Admission:
         self._look_again(ticket.account)
         self._remember_largest(ticket)
         if ticket.deadline is not None:
-            self._arrivals.append(ticket)
+            if self._arrivals and ticket.number < self._arrivals[0].number:
+                self._arrivals.appendleft(ticket)
+            else:
+                self._arrivals.append(ticket)
         lane.tokens += ticket.call.tokens
         for gate in self.gates:
             lane.backlog[gate] += gate.asked(ticket.call)
@@ -571,24 +581,35 @@ class Admission:
     # ---------------------------------------------------------------- the end of it
 
     def _grant(self, ticket: Ticket, now: float) -> Reservation:
+        """Keep a place for the call, and let it go."""
+        place = ticket.place = self._keep_place(ticket, now)
+        self._let_in(ticket, place, now, now - ticket.since)
+        return place
+
+    def _let_in(self, ticket: Ticket, place: Reservation, now: float, waited_seconds: float) -> None:
+        place.granted_at = now
+        if waited_seconds > 0.0:
+            place.waited_seconds = waited_seconds
+            ledger.waited(place.account, waited_seconds)
+        ticket.decision = place
+
+    def _keep_place(self, ticket: Ticket, now: float) -> Reservation:
         account, call = ticket.caller.account, ticket.call
         from_reserve = self._pays_from_reserve(ticket)
         amount = min(call.worst, account.left) if from_reserve else ledger.fit(account, call, self.spawn_threshold)
         assert isinstance(amount, int), "granted without room"
         if amount != call.worst:
             call = replace(call, worst=amount)
+        starts: tuple[Account, ...] = ()
         if not account.started:
-            ledger.start(account, next(self._starts))
+            starts = ledger.start(account, next(self._starts))
             if self.waiting:
                 self._shrunk.update(account.path)
         ledger.hold(account, amount, from_reserve=from_reserve)
         for gate in self.gates:
             gate.bucket.take(gate.asked(call), now)
-        waited_seconds = now - ticket.since
-        if waited_seconds > 0.0:
-            ledger.waited(account, waited_seconds)
         lane = self._lanes.get(call.lane) if self._lanes else None
-        place = ticket.decision = Reservation(
+        place = Reservation(
             next(self._ids),
             self._process,
             account,
@@ -596,9 +617,9 @@ class Admission:
             call,
             self.gates,
             now,
-            waited_seconds,
-            from_reserve,
-            lane is not None and lane.server.granted(call, now, waited=waited_seconds > 0.0),
+            from_reserve=from_reserve,
+            probes=lane is not None and lane.server.granted(call, now, waited=now > ticket.since),
+            starts=starts,
         )
         owned = self._open_by.get(ticket.owner)
         if owned is None:

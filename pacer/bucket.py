@@ -28,6 +28,11 @@ class Bucket:
             self._stamp = now
         return self._level
 
+    def set_level(self, level: float, now: float) -> None:
+        """The level as it is told by those who keep it."""
+        self._level = min(self.burst, level)
+        self._stamp = max(now, self._stamp)
+
     def wait_seconds(self, amount: float, now: float) -> float:
         """Seconds until ``amount`` may be taken (until the bucket is full, for more than the burst); 0 means now."""
         short = min(amount, self.burst) - self.level(now)

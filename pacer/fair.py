@@ -116,12 +116,19 @@ class Line(Generic[T]):
         return list(self._queues.get(leaf, ()))
 
     def add(self, item: T, leaf: Turn, number: int) -> int:
-        """Put ``item`` at the end of its leaf; its place there, from 1. Of equals the smaller ``number`` goes first."""
+        """Put ``item`` at the end of its leaf; its place there, from 1. Of equals the smaller ``number`` goes first.
+
+        Who comes back with a number smaller than that of the first goes before it.
+        """
         queue = self._queues.get(leaf)
         if queue is None:
             queue = self._queues[leaf] = OrderedDict()
             self._enter(leaf, number)
+        goes_first = bool(queue) and number < next(iter(queue.values()))
         queue[item] = number
+        if goes_first:
+            queue.move_to_end(item, last=False)
+            return 1
         return len(queue)
 
     def remove(self, item: T, leaf: Turn) -> None:

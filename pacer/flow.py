@@ -18,10 +18,11 @@ from pacer.usage import Estimate
 
 
 class Park(msgspec.Struct, frozen=True):
-    """Sleep until the ticket is decided."""
+    """Sleep until the ticket is decided, or only until books that others share have answered (``asks``)."""
 
     store: Store
     ticket: Ticket
+    asks: bool = False
 
 
 class Space(msgspec.Struct, frozen=True):
@@ -45,9 +46,12 @@ def admit(
     """A place for ``call``. Whoever cancels it on the way leaves no trace. Raises: BudgetExceeded."""
     ticket = store.offer(call, parking.owner(), caller)
     try:
+        while ticket.is_asking:
+            yield Park(store, ticket, asks=True)
         if ticket.decision is None:
             with telemetry.waiting(ticket) as record:
-                yield Park(store, ticket)
+                while ticket.decision is None:
+                    yield Park(store, ticket)
                 record.outcome = "admitted" if isinstance(ticket.decision, Reservation) else "refused"
         decision = ticket.decision
         if isinstance(decision, BudgetExceeded):

@@ -6,14 +6,16 @@ The invariants of the books live here: a parent is the sum of its children and i
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from msgspec.structs import replace
 
+from pacer.entry import SUMS
 from pacer.fair import Turn
 from pacer.usage import AccountKind, AccountStatus, Classes, Estimate, Finished, Settlement, Threshold, Usage
 
@@ -63,6 +65,7 @@ class Account:
         "left",
         "lent",
         "name",
+        "others",
         "output",
         "own",
         "parent",
@@ -72,6 +75,7 @@ class Account:
         "refusals",
         "reserve",
         "row",
+        "seen_at",
         "spent",
         "started",
         "turn",
@@ -117,6 +121,10 @@ class Account:
         """The most room that one of those who wait below needs."""
         self._watches = [Watch(fraction) for fraction in DEFAULT_FRACTIONS]
         self._told_at = _NEVER
+        self.others: tuple[int, ...] = ()
+        """What of its sums is other processes', in the order of :data:`pacer.entry.SUMS`."""
+        self.seen_at = math.inf
+        """When it was last seen what others have booked on it; always, if there are no others."""
         self.row: AccountStatus | None = None
         """Its status, as long as nothing has changed."""
         self._look_out()
@@ -238,11 +246,13 @@ def _gone(node: Account) -> int:
     return node.spent + node.unknown + node.carved
 
 
-def start(account: Account, number: int) -> None:
-    """The account's first call is granted: carve out its reserve, and those of ancestors that have not started yet."""
-    for node in account.path:
-        if node.started:
-            return
+def start(account: Account, number: int) -> tuple[Account, ...]:
+    """The account's first call is granted: carve out its reserve, and those of ancestors that have not started yet.
+
+    Those that have started are returned.
+    """
+    starts = tuple(itertools.takewhile(lambda node: not node.started, account.path))
+    for node in starts:
         node.started = number
         node.turn.rank = number
         node.turn.is_late = False
@@ -250,6 +260,15 @@ def start(account: Account, number: int) -> None:
         if node.reserve:
             node.left = node.reserve
             _carve(node, node.reserve)
+    return starts
+
+
+def not_start(starts: Iterable[Account]) -> None:
+    """These have not started after all; their next call starts them."""
+    for node in starts:
+        node.started = 0
+        _carve(node, -node.left)
+        node.left = 0
 
 
 def end(account: Account) -> None:
@@ -277,6 +296,13 @@ def hold(account: Account, amount: int, *, from_reserve: bool = False) -> None:
     for node in account.path:
         node.held += amount
         node.in_flight += 1
+        node.row = None
+
+
+def lower(account: Account, amount: int) -> None:
+    """Hold ``amount`` less for an open call."""
+    for node in account.path:
+        node.held -= amount
         node.row = None
 
 
@@ -349,6 +375,29 @@ def usual_call(account: Account) -> int | None:
     """What a call of the account's run has cost so far in the middle, at least 1; ``None`` before the first one."""
     run = account.run
     return max(1, round((run.spent + run.unknown) / run.calls)) if run.calls else None
+
+
+# ---------------------------------------------------------------- beside other processes
+
+
+def take_over(run: Account, others: tuple[int, ...]) -> bool:
+    """Let the sums of a run include those of ``others`` who book on it, too; whether that changes anything."""
+    before = run.others or (0,) * len(SUMS)
+    if others == before:
+        return False
+    run.others = others
+    for name, was, now in zip(SUMS, before, others, strict=True):
+        if was != now:
+            for node in run.path:
+                setattr(node, name, getattr(node, name) + now - was)
+    run.touch()
+    return True
+
+
+def own_sums(run: Account) -> list[int]:
+    """What of a run's sums is this process's."""
+    others = run.others or (0,) * len(SUMS)
+    return [getattr(run, name) - theirs for name, theirs in zip(SUMS, others, strict=True)]
 
 
 # ---------------------------------------------------------------- after it all

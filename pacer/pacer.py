@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Unpack
 
 from pacer import flow, scope, settings, telemetry
-from pacer.admission import Admission
 from pacer.errors import LimitsConflict
 from pacer.estimate import Estimator, Learned
-from pacer.ledger import Account
 from pacer.profile import profile_of
 from pacer.scope import Agent, Books, Run, Scope
 from pacer.settings import RatesInput, Settings, SettingsInput
 from pacer.smoothing import Smoothing
 from pacer.store import Store
-from pacer.store.memory import MemoryStore
-from pacer.ticket import Gate, Reservation, gate
-from pacer.usage import Estimate, Kind, Rate, Settlement, Source, Status, Usage, Word
-
-BURST_SECONDS = 10.0
-"""The default burst is what the rate gives in this time."""
+from pacer.store.opening import limits_of, open_store
+from pacer.ticket import Reservation, Seat
+from pacer.usage import Estimate, Settlement, Source, Status, Usage, Word
 
 
 class Pacer:
     """One budget: a rate, a ceiling, and the books of the calls under them. Any thread and event loop may use it.
 
     Takes the settings of the README's table as arguments (the environment is not read here).
-    Raises: SettingsError.
+    Raises: SettingsError, and with a shared store StoreError and LimitsConflict.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic, **given: Unpack[SettingsInput]) -> None:
@@ -48,17 +43,8 @@ class Pacer:
         self.estimator = Estimator()
         spacing = chosen.requests_per_second
         self._smoothing = Smoothing(spacing) if spacing else None
-        account = Account(chosen.run, chosen.ceiling, parent=Account("pacer", kind="pacer"))
-        admission = Admission(
-            account,
-            _gates(chosen, clock()),
-            max_wait=chosen.max_wait,
-            may_wait=chosen.on_limit == "wait",
-            spawn_threshold=chosen.spawn_threshold,
-            order=chosen.order,
-        )
         self._rates = chosen
-        self._store: Store = MemoryStore(admission, clock)
+        self._store: Store = open_store(chosen, clock)
         self.books = Books(self._store, chosen)
 
     def run(self, name: str, *, ceiling: int | str | None = None) -> Run:
@@ -127,6 +113,15 @@ class Pacer:
             self._store.settle(place, usage, counted, settlement)
             telemetry.settled(usage, settlement, self.name)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether its books lie in a store that other processes share."""
+        return self.settings.store != "memory:"
+
+    def when_written(self, place: Reservation, seat: Seat) -> bool:
+        """Wake ``seat`` when the end of the call is in a shared store, or that is away; ``False`` if it is there."""
+        return self._store.when_written(place, seat)
+
     def count_unmetered(self) -> None:
         """A request passed that is no model call."""
         self._store.count("unmetered")
@@ -157,7 +152,7 @@ class Pacer:
         Raises: SettingsError.
         """
         changed = settings.changed_rates(self._rates, **given)
-        self._store.do(lambda admission, now: admission.set_gates(_gates(changed, now, admission.gates)))
+        self._store.do(lambda admission, now: admission.set_limits(limits_of(changed), now))
         self._rates = changed
 
     def pause(self) -> None:
@@ -172,31 +167,15 @@ class Pacer:
         """How its own run and the pacer around it stand at this instant; of other runs: ``run(name).status()``."""
         return self._store.status(self._store.account)
 
+    def close(self) -> None:
+        """Leave a shared store: what is kept there for this process's agents goes back at once, not with its lease.
+
+        The end of the process does the same. Nothing can be called through the pacer any more.
+        """
+        self._store.close()
+
     def __repr__(self) -> str:
         return f"<Pacer {scope.line_of(self.status())}>"
-
-
-def _gates(chosen: Settings, now: float, old: tuple[Gate, ...] = ()) -> tuple[Gate, ...]:
-    """The gates for these rates; one that counts what an ``old`` one counted goes on with its bucket."""
-    gates = []
-    for limit, kind, amount, per, burst in _rates_of(chosen):
-        if amount is None:
-            continue
-        rate = Rate(amount, per)
-        made = gate(limit, kind, rate, burst or max(1.0, rate.per_second * BURST_SECONDS), now)
-        before = next((gate for gate in old if gate.kind == kind), None)
-        if before is not None:
-            made.bucket.take(made.bucket.burst - min(made.bucket.burst, before.bucket.level(now)), now)
-        gates.append(made)
-    return tuple(gates)
-
-
-def _rates_of(chosen: Settings) -> Iterator[tuple[str, Kind, float | None, float, float | None]]:
-    yield "tokens_per_second", "tokens", chosen.tokens_per_second, 1.0, chosen.burst
-    yield "tokens_per_minute", "tokens", chosen.tokens_per_minute, 60.0, chosen.burst
-    yield "input_tokens_per_minute", "input", chosen.input_tokens_per_minute, 60.0, None
-    yield "output_tokens_per_minute", "output", chosen.output_tokens_per_minute, 60.0, None
-    yield "requests_per_minute", "requests", chosen.requests_per_minute, 60.0, None
 
 
 _shared: dict[str, Pacer] = {}
@@ -216,7 +195,8 @@ def join(chosen: Settings) -> Pacer:
     for name, mine in chosen.limits_set().items():
         if theirs[name] != mine:
             raise LimitsConflict(
-                f"run {chosen.run!r} is open with {name}={theirs[name]} and was joined with {name}={mine}: "
+                f"run {chosen.run!r} is open with {name}={settings.shown(name, theirs[name])} and was joined with "
+                f"{name}={settings.shown(name, mine)}: "
                 f"name another run (PACER_RUN) or ask for a budget of its own with BudgetTransport(pacer=Pacer(...))"
             )
     return pacer

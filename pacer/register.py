@@ -35,6 +35,18 @@ class Register:
         self._runs[name] = self._by_id[found.id] = found
         return found
 
+    def known(self, name: str) -> Account | None:
+        """The run of that name, if there is one."""
+        return self._runs.get(name)
+
+    def runs(self) -> list[Account]:
+        """Every run that is known."""
+        return list(self._runs.values())
+
+    def agents_known(self) -> int:
+        """How many agents and runs there are now."""
+        return len(self._by_id)
+
     def enter_run(self, run: Account) -> None:
         """Somebody is in the run."""
         self._inside[run] += 1

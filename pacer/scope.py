@@ -203,7 +203,7 @@ class Scope(ABC):
                 admission.tokens_per_second(),
             )
 
-        return self.store.do(look)
+        return self.store.look(look, account)
 
     def room_for(self, agents: int, *, tokens: int | None = None) -> bool:
         """Whether there is room now for so many more agents that need ``tokens`` each.
@@ -220,7 +220,7 @@ class Scope(ABC):
             amount = agents * (each + chosen.wrap_up_reserve)
             return all(node.remaining is None or node.remaining >= amount for node in account.path)
 
-        return self.store.do(look)
+        return self.store.look(look, account)
 
     def forecast(self) -> int | None:
         """How many more calls of the usual size so far the ceilings fund, beside the open ones.
@@ -234,7 +234,7 @@ class Scope(ABC):
             left = [node.remaining for node in account.path if node.remaining is not None]
             return max(0, min(left)) // usual if usual and left else None
 
-        return self.store.do(look)
+        return self.store.look(look, account)
 
     # ---------------------------------------------------------------- what can be changed
 
@@ -305,7 +305,7 @@ class Run(Scope):
 
     def _open(self) -> Account:
         ceiling = self.books.settings.ceiling if self._ceiling is None else self._ceiling
-        account = self.store.do(lambda admission, now: admission.register.run(self._name, ceiling))
+        account = self.store.run(self._name, ceiling)
         if self._ceiling is not None and account.ceiling != self._ceiling:
             raise LimitsConflict(
                 f"run {self._name!r} is open with ceiling={account.ceiling} and was entered with "

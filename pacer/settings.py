@@ -13,14 +13,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypedDict, Unpack
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pacer.errors import SettingsError
 
 LARGEST = 2**53 - 1
 _PLAIN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kM]?)", re.ASCII)
+_STORES = re.compile(r"memory:$|sqlite:.|(?:redis|rediss|valkey|valkeys|unix)://.")
 _FACTOR = {"": 1, "k": 1_000, "M": 1_000_000}
+LEAST_LEASE_SECONDS = 1.0
 OF_A_TRANSPORT = frozenset({"refusal", "retries", "include_usage", "output_cap", "on_5xx"})
 """Settings in which transports of one run may differ."""
 _NUMBER = "a plain number such as 2000, 500k or 1.5M"
@@ -64,6 +66,19 @@ def _run(value: object) -> str:
     return value
 
 
+def _store(value: object) -> str:
+    if isinstance(value, str) and "\0" not in value and _STORES.match(value):
+        return value
+    raise ValueError
+
+
+def _lease(value: object) -> float:
+    seconds = _number(value)
+    if seconds < LEAST_LEASE_SECONDS:
+        raise ValueError
+    return seconds
+
+
 def _switch(value: object) -> bool:
     answers = {"on": True, "off": False, True: True, False: False}
     if not isinstance(value, str | bool) or value not in answers:
@@ -99,6 +114,11 @@ _ACCEPTED = {
     "refusal": "response or raise",
     "retries": "a whole number from 0",
     "include_usage": "on or off",
+    "store": "memory:, sqlite:PATH, or redis://, rediss://, valkey://, valkeys:// or unix:// and where it is",
+    "store_failure": "refuse or pass",
+    "store_grace": "seconds from 0",
+    "lease": f"seconds from {LEAST_LEASE_SECONDS:g}",
+    "update_limits": "on or off",
     "run": "1 to 128 of the characters A-Z a-z 0-9 . _ : -",
 }
 
@@ -127,6 +147,11 @@ class SettingsInput(TypedDict, total=False):
     refusal: Literal["response", "raise"]
     retries: int | str
     include_usage: bool | Literal["on", "off"]
+    store: str
+    store_failure: Literal["refuse", "pass"]
+    store_grace: float | str
+    lease: float | str
+    update_limits: bool | Literal["on", "off"]
     run: str
 
 
@@ -167,11 +192,16 @@ class Settings(BaseSettings):
     refusal: Literal["response", "raise"] = "response"
     retries: CountSetting = 0
     include_usage: Annotated[bool, BeforeValidator(_switch)] = True
+    store: Annotated[str, BeforeValidator(_store)] = Field("memory:", repr=False)
+    store_failure: Literal["refuse", "pass"] = "refuse"
+    store_grace: Annotated[float, BeforeValidator(_number)] = 2.0
+    lease: Annotated[float, BeforeValidator(_lease)] = 60.0
+    update_limits: Annotated[bool, BeforeValidator(_switch)] = False
     run: Annotated[str, BeforeValidator(_run)] = "default"
 
     def limits(self) -> dict[str, object]:
         """What all who share the run must agree on: everything that is not a transport's own affair."""
-        return self.model_dump(exclude={*OF_A_TRANSPORT, "run"})
+        return self.model_dump(exclude={*OF_A_TRANSPORT, "run", "update_limits"})
 
     def limits_set(self) -> dict[str, object]:
         """The limits that were named by an argument or a variable."""
@@ -242,8 +272,16 @@ def _build(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
 
 def _explain(name: object, value: object, given: Mapping[str, Any]) -> str:
     name = str(name).lower().removeprefix("pacer_")
-    shown = name if name in given else f"PACER_{name.upper()}"
-    return f"{shown}={value!r} is not accepted: give {_ACCEPTED[name]}"
+    named = name if name in given else f"PACER_{name.upper()}"
+    return f"{named}={shown(name, value)!r} is not accepted: give {_ACCEPTED[name]}"
+
+
+def shown(name: str, value: object) -> object:
+    """The value of a setting as it may be shown: the address of a store without user, password and query."""
+    if name != "store" or not isinstance(value, str) or "://" not in value:
+        return value
+    scheme, _, rest = value.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def _known(name: str, shown: str) -> None:

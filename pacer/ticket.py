@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import msgspec
 
 from pacer.bucket import Bucket
+from pacer.entry import Entry, Limit
 from pacer.errors import BudgetExceeded
 from pacer.ledger import Account
-from pacer.usage import Estimate, Kind, Rate, Settlement, Usage, Wait
+from pacer.usage import Estimate, Kind, Rate, Settlement, Source, Usage, Wait
 
 
 class Seat(Protocol):
@@ -39,13 +41,20 @@ class Gate(msgspec.Struct, frozen=True, eq=False):
         amount: int = getattr(usage, self.kind)
         return amount
 
+    def back(self, call: Estimate, counted: Usage, source: Source) -> int:
+        """What the call gives back in the end, below 0 if it takes more; an unseen bill may be as large as expected."""
+        asked = self.asked(call)
+        used = 0 if source == "void" else self.used(counted)
+        return asked - (used if source in ("void", "provider") else max(asked, used))
+
 
 class Reservation(msgspec.Struct, eq=False):
     """A place for one call, from admission until it is settled. ``process`` counts the forks before it was given.
 
     ``call.worst`` is what is held: less than was asked where the output cap is to be lowered. It was taken from
     ``gates``, and with ``from_reserve`` out of the agent's own reserve. ``probes`` says that it is one of a server's
-    slow start, ``charged`` what its agent's turn was charged, if it had to wait for one.
+    slow start, ``charged`` what its agent's turn was charged, if it had to wait for one. ``starts`` are the accounts
+    that started with it. ``shared`` is what books that others share hold for it, ``None`` where they do not.
     """
 
     id: int
@@ -55,10 +64,12 @@ class Reservation(msgspec.Struct, eq=False):
     call: Estimate
     gates: tuple[Gate, ...]
     granted_at: float
-    waited_seconds: float
+    waited_seconds: float = 0.0
     from_reserve: bool = False
     probes: bool = False
     charged: int = 0
+    starts: tuple[Account, ...] = ()
+    shared: int | None = None
     settlement: Settlement | None = None
     settled_at: float | None = None
 
@@ -74,6 +85,9 @@ class Caller(msgspec.Struct, frozen=True, eq=False):
 class Ticket(msgspec.Struct, eq=False):
     """One call on its way to a decision; ``decision`` stays ``None`` as long as it waits in its line.
 
+    ``place`` is its place from the moment that it is kept, ``is_asking`` while books that others share are asked for
+    it; and then it ``is_left`` if nobody wants it any more.
+
     ``needs`` is the room it needs at each account of its path: the least that it may hold, and beside that what its
     owner (a task or thread) holds there already, for an owner that waits closes nothing.
     """
@@ -86,6 +100,9 @@ class Ticket(msgspec.Struct, eq=False):
     deadline: float | None
     needs: list[tuple[Account, int]] = []
     decision: Reservation | BudgetExceeded | None = None
+    place: Reservation | None = None
+    is_asking: bool = False
+    is_left: bool = False
     wait: Wait | None = None
     position: int = 0
     seat: Seat | None = None
@@ -96,6 +113,33 @@ class Ticket(msgspec.Struct, eq=False):
         return self.caller.account
 
 
+class Posted(msgspec.Struct, eq=False):
+    """An entry on its way to shared books: whose case it decides, whose place it ends, and when it was written.
+
+    ``carved`` is by how much it changes what this process has carved out there; ``done`` is called, outside the lock,
+    when it is written.
+    """
+
+    entry: Entry
+    since: float
+    ticket: Ticket | None = None
+    place: Reservation | None = None
+    carved: int = 0
+    done: Callable[[], object] | None = None
+
+
 def gate(limit: str, kind: Kind, rate: Rate, burst: float, now: float) -> Gate:
     """A gate with a full bucket."""
     return Gate(limit, kind, Bucket(rate, burst, now))
+
+
+def gates_of(limits: Iterable[Limit], now: float, old: tuple[Gate, ...] = ()) -> tuple[Gate, ...]:
+    """The gates for these limits; one that counts what an ``old`` one counted goes on with its bucket."""
+    gates = []
+    for limit in limits:
+        made = gate(limit.setting, limit.kind, Rate(limit.amount, limit.per), limit.burst, now)
+        before = next((gate for gate in old if gate.kind == limit.kind), None)
+        if before is not None:
+            made.bucket.set_level(before.bucket.level(now), now)
+        gates.append(made)
+    return tuple(gates)

@@ -122,9 +122,10 @@ class Word(msgspec.Struct, frozen=True):
 AccountKind = Literal["pacer", "run", "agent"]
 """What a node of the tree of accounts stands for."""
 
-Oddity = Literal["unmetered", "failed", "failed_tokens", "unread"]
+Oddity = Literal["unmetered", "failed", "failed_tokens", "unread", "unshared"]
 """What is counted beside the books: requests that are no model calls; calls that the provider answered with an error,
-and what 5xx and 529 among them would have cost at worst; answers that an error of ours kept from being read."""
+and what 5xx and 529 among them would have cost at worst; answers that an error of ours kept from being read; calls that
+went without the word of other processes, while the store was away."""
 
 
 class Classes(msgspec.Struct, frozen=True):
@@ -228,6 +229,7 @@ class Status(AccountStatus, frozen=True, kw_only=True):
     failed: int
     failed_tokens: int
     unread: int
+    unshared: int
 
     def json(self) -> str:
         """All of it as one JSON object."""

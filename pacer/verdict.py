@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pacer.errors import BudgetExceeded, CeilingReached, WaitTooLong
+from pacer.errors import BudgetExceeded, CeilingReached, StoreUnavailable, WaitTooLong
 from pacer.ledger import Account
 from pacer.usage import Estimate, Threshold, Wait
 
@@ -86,6 +86,18 @@ def wait_too_long(
         asked=call.tokens,
         retry_after_seconds=wait.seconds if wait.seconds is not None else 1.0,
         **_numbers(account, node),
+    )
+
+
+def store_unavailable(call: Estimate, account: Account, why: str) -> BudgetExceeded:
+    """The books of the run cannot be asked; ``why`` says what is wrong and what to do."""
+    return StoreUnavailable(
+        f"The books that run {account.run.name!r} shares with other processes cannot be asked: {why}",
+        limit="store",
+        amount=account.run.ceiling or 0,
+        asked=call.worst,
+        retry_after_seconds=1.0,
+        **_numbers(account, account.run),
     )
 
 

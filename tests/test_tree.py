@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from pacer.entry import Limit
 from pacer.errors import CeilingReached, WaitTooLong
 from pacer.ledger import FINISHED_REMEMBERED, OTHERS, Account
 from pacer.register import RUNS_REMEMBERED
@@ -458,8 +459,8 @@ def test_a_call_gives_back_to_the_rates_it_took_from():
     """What was let go before there was a rate has nothing to give to it."""
     engine = Engine()
     before = engine.offer(call(100))
-    made = gate("tokens_per_second", "tokens", Rate(1), 100, engine.clock.now)
-    engine.store.do(lambda admission, now: admission.set_gates((made,)))
+    limit = Limit("tokens_per_second", "tokens", 1, 1.0, 100)
+    engine.store.do(lambda admission, now: admission.set_limits([limit], now))
     engine.offer(call(100))
     engine.settle(before, 0)
     assert engine.store.status().tokens_available == 0

@@ -197,9 +197,9 @@ class BudgetTransport(_Transport):
 
     def _block(self, step: object) -> Any:
         match step:
-            case Park(store, ticket):
+            case Park(store, ticket, asks):
                 seat = parking.ThreadSeat(store.tick)
-                store.sit(ticket, seat)
+                store.sit(ticket, seat, asks=asks)
                 return seat.wait()
             case Space(smoothing):
                 return time.sleep(smoothing.turn_seconds(time.monotonic()))
@@ -211,9 +211,9 @@ class BudgetTransport(_Transport):
 
     async def _await(self, step: object) -> Any:
         match step:
-            case Park(store, ticket):
+            case Park(store, ticket, asks):
                 seat = parking.async_seat(store.tick)
-                store.sit(ticket, seat)
+                store.sit(ticket, seat, asks=asks)
                 return await seat.wait()
             case Space(smoothing):
                 return await parking.async_turn(smoothing)

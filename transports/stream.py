@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import cache, partial
 from types import ModuleType
 from typing import Any, Self
 
-from pacer import telemetry
+from pacer import parking, telemetry
 from pacer.pacer import Pacer
-from pacer.ticket import Reservation
+from pacer.ticket import Reservation, Seat
 from pacer.usage import Source, Usage
 from transports import encodings, limits
 from transports.encodings import Decode
@@ -43,6 +43,8 @@ class Reading(ABC):
     """Whether it has been told."""
     edits = False
     """Whether it leaves out something of what passes: see ``_EditedStream``."""
+    writes: Callable[[Seat], bool] | None = None
+    """Whether what the end brought is still to be written for other processes; the seat is woken when it is."""
 
     def __init__(self) -> None:
         self.backlog = bytearray()  # no BytesIO: a collector of cycles may close that before it finalizes the stream
@@ -70,6 +72,20 @@ class Reading(ABC):
     def abandon(self) -> None:
         """The body broke, was dropped or was closed early, unless it has ended."""
 
+    def wait_written(self) -> None:
+        """Block until what the end of the body brought is where it has to be, as far as that is known."""
+        if self.writes is not None:
+            seat = parking.ThreadSeat(_keep_no_time)
+            if self.writes(seat):
+                seat.wait()
+
+    async def until_written(self) -> None:
+        """The same, awaiting."""
+        if self.writes is not None:
+            seat = parking.async_seat(_keep_no_time)
+            if self.writes(seat):
+                await seat.wait()
+
     def drop(self) -> None:
         """Abandon it from where a garbage collection may have come by."""
         with telemetry.in_finalizer():
@@ -94,6 +110,8 @@ class Meter(Reading):
         super().__init__()
         self.pacer = pacer
         self.place = place
+        if pacer.is_shared:
+            self.writes = partial(pacer.when_written, place)
         self._exchange = exchange
         self._wire = exchange.wire
         self._tally = Tally()
@@ -306,6 +324,10 @@ def meter(pacer: Pacer, place: Reservation, exchange: Exchange, headers: Mapping
     return Meter(pacer, place, exchange, events, decode)
 
 
+def _keep_no_time() -> None:
+    """Nothing comes by time where one waits for others to write."""
+
+
 def _tells_at(text: bytes, mark: bytes) -> int:
     """Where ``text`` first may tell the bill; below 0 if it does not."""
     at = text.find(mark)
@@ -330,6 +352,7 @@ class _MeteredStream:
                 if len(backlog) > LARGEST_BACKLOG_BYTES:
                     reading.catch_up()
                 yield chunk
+        reading.wait_written()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         reading = self._reading
@@ -340,6 +363,7 @@ class _MeteredStream:
                 if len(backlog) > LARGEST_BACKLOG_BYTES:
                     reading.catch_up()
                 yield chunk
+        await reading.until_written()
 
     def close(self) -> None:
         self._reading.abandon()
@@ -372,6 +396,7 @@ class _EditedStream(_MeteredStream):
                 raise
             if last := reading.last():
                 yield last
+        reading.wait_written()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         reading = self._reading
@@ -387,6 +412,7 @@ class _EditedStream(_MeteredStream):
                 raise
             if last := reading.last():
                 yield last
+        await reading.until_written()
 
 
 def metered(inner: Any, reading: Reading, library: ModuleType) -> Any:

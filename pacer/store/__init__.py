@@ -1,4 +1,4 @@
-"""Where the books lie. One protocol; today the memory of this process."""
+"""Where the books lie: in the memory of this process, or where other processes book, too. One protocol."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ class Store(Protocol):
     def offer(self, call: Estimate, owner: object, caller: Caller) -> Ticket:
         """Decide on a call of ``owner`` (a task or thread) for ``caller``, or queue it."""
 
-    def sit(self, ticket: Ticket, seat: Seat) -> None:
-        """Tell where the owner of a queued ticket sleeps."""
+    def run(self, name: str, ceiling: int | None) -> Account:
+        """The run of that name; a new one gets this ceiling. Raises: StoreError."""
+
+    def sit(self, ticket: Ticket, seat: Seat, *, asks: bool = False) -> None:
+        """Tell where the owner of an undecided ticket sleeps, with ``asks`` only until the books of others answer."""
 
     def leave(self, ticket: Ticket) -> None:
         """The owner of a ticket does not want it any more, granted or not; safe inside a garbage collection."""
@@ -42,6 +45,15 @@ class Store(Protocol):
 
     def do(self, operation: Callable[[Admission, float], T]) -> T:
         """Do something with the admission, which is told the time, too."""
+
+    def look(self, operation: Callable[[Admission, float], T], account: Account | None = None) -> T:
+        """The same, to see only: as it stands in all processes, for the run of ``account``."""
+
+    def when_written(self, place: Reservation, seat: Seat) -> bool:
+        """Wake ``seat`` when the end of a reservation is written for all processes; ``False`` if it is."""
+
+    def close(self) -> None:
+        """Let go of what the books of other processes keep for this one. Twice is fine."""
 
     def post(self, operation: Callable[[Admission, float], object]) -> None:
         """The same, at once or as soon as the books are free; safe inside a garbage collection."""

@@ -56,10 +56,14 @@ class _Books:
             store._lock.release()
         if store._posts:  # a collection posted something since it was last looked
             store._work_off()
+        if store._is_shared:
+            store._send()
 
 
 class MemoryStore:
     """See :class:`pacer.store.Store`. ``clock`` gives monotonic seconds."""
+
+    _is_shared = False
 
     def __init__(self, admission: Admission, clock: Callable[[], float] = time.monotonic) -> None:
         self._admission = admission
@@ -81,11 +85,17 @@ class MemoryStore:
         with self._books as now:
             return self._admission.offer(call, owner, caller, now)
 
-    def sit(self, ticket: Ticket, seat: Seat) -> None:
-        """Attach the seat; a ticket decided meanwhile is woken at once."""
+    def run(self, name: str, ceiling: int | None) -> Account:
+        """The run of that name; a new one gets this ceiling."""
+        return self.do(lambda admission, now: admission.register.run(name, ceiling))
+
+    def sit(self, ticket: Ticket, seat: Seat, *, asks: bool = False) -> None:
+        """Attach the seat; a ticket decided or answered meanwhile is woken at once."""
         with self._books:
             ticket.seat = seat
-            if ticket.decision is not None:
+            if self._armed is not None and self._armed[0] is ticket:
+                self._armed = None  # the time was kept in the seat it has left
+            if ticket.decision is not None or asks > ticket.is_asking:
                 self._decided.append(ticket)
 
     def leave(self, ticket: Ticket) -> None:
@@ -128,10 +138,26 @@ class MemoryStore:
         with self._books as now:
             return self._admission.status(account or self.account, now)
 
+    def look(self, operation: Callable[[Admission, float], T], account: Account | None = None) -> T:
+        """See how something stands now."""
+        return self.do(operation)
+
+    def when_written(self, place: Reservation, seat: Seat) -> bool:
+        """Nothing is written late here."""
+        return False
+
+    def close(self) -> None:
+        """Nothing to let go: the books are here."""
+
+    def _send(self) -> None:
+        """Nothing to send: nobody shares these books."""
+
     def _work_off(self) -> None:
         """Do what is posted; if the lock is taken, its holder looks here again after letting go of it."""
         while self._posts and self._lock.acquire(blocking=False):
             self._close()
+        if self._is_shared:
+            self._send()
 
     def _do_posted(self, now: float) -> None:
         posts = self._posts

@@ -26,7 +26,14 @@ class Busy(Away):
 
 
 class Forgotten(Exception):
-    """The vault does not know any more what it knew before: it was emptied, replaced or restored, or the run ended."""
+    """The vault does not know any more what it knew before: it was emptied, replaced or restored, or the run ended.
+
+    ``run`` is the run that is gone; all of them, without a name.
+    """
+
+    def __init__(self, run: str = "") -> None:
+        super().__init__(run)
+        self.run = run
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -62,6 +69,8 @@ class Vault(Protocol):
 
     is_quick: bool
     """Whether an exchange is short enough for an event loop to wait for."""
+    member: str
+    """What this process is called there."""
 
     def open(self, run: str, ceiling: int | None, limits: tuple[Limit, ...]) -> Opened:
         """The run, made with this ceiling if there is none; and the pacer, made with these limits if there is none."""

@@ -1,0 +1,386 @@
+"""The books of one process among several that share a run: decided here, held and settled in a vault.
+
+The caller's thread exchanges with a quick vault itself; what takes longer, or has to wait, is left to one clerk, a
+thread that also keeps the leases alive and looks what others did while somebody waits for them. Only one thread at a
+time is at the vault, never under the lock of the books; what is written meanwhile goes along with the next exchange.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal, TypeVar
+
+import msgspec
+import tenacity
+
+from pacer.admission import Admission
+from pacer.entry import Change, Limit, Look
+from pacer.errors import StoreError
+from pacer.ledger import Account
+from pacer.shared import Receded, SharedAdmission
+from pacer.store.memory import MemoryStore
+from pacer.store.vault import Away, Busy, Forgotten, Opened, Vault
+from pacer.ticket import Posted, Reservation, Seat
+from pacer.usage import Status
+
+LOOK_SECONDS = 0.05
+"""While somebody waits for what other processes hold, it is looked for so often."""
+TELL_SECONDS = 1.0
+"""What a process has to show is told so often while it changes."""
+RENEWALS = 3
+"""So often within its time a lease is renewed."""
+MOST_AT_ONCE = 256
+ROUNDS_OF_CALLERS = 3
+"""So many exchanges a caller's own thread does on one occasion."""
+PATIENCE_SECONDS = 1.0
+"""Who asks for how things stand, or changes them, waits so long for the vault."""
+
+_GONE = (
+    "it does not know the run any more, or knows less than before. It was ended, emptied, replaced or restored; "
+    "start again under this name or another one."
+)
+
+_log = logging.getLogger("pacer")
+T = TypeVar("T")
+
+
+class SharedStore(MemoryStore):
+    """See :class:`pacer.store.Store`."""
+
+    _is_shared = True
+
+    def __init__(
+        self,
+        admission: SharedAdmission,
+        vault: Vault,
+        limits: tuple[Limit, ...],
+        *,
+        lease: float,
+        failure: Literal["refuse", "pass"],
+        grace: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(admission, clock)
+        self._shared = admission
+        self._vault = vault
+        self._limits = limits
+        self._lease = lease
+        self._passes_when_away = failure == "pass"
+        self._grace = grace
+        self._away_since: float | None = None
+        self._is_told_away = False
+        self._renewed_at = clock()
+        self._told_at = clock()
+        self._has_news = True
+        self._looks = False
+        self._is_closed = False
+        self._make_threads()
+        _open_ones.add(self)
+
+    def _make_threads(self) -> None:
+        self._wire = threading.Lock()
+        self._bell = threading.Event()
+        self._clerk: threading.Thread | None = None
+        self._at_it = threading.local()
+
+    # ---------------------------------------------------------------- what a process does
+
+    def run(self, name: str, ceiling: int | None) -> Account:
+        """The run of that name, made in the vault with this ceiling if there is none. Raises: StoreError."""
+        opened = self._at_vault(lambda vault: vault.open(name, ceiling, self._limits))
+        with self._books as now:
+            run = self._shared.register.run(name, opened.run.ceiling)
+            self._see(run, opened, now)
+        return run
+
+    def see(self, opened: Opened) -> None:
+        """The pacer's own run was opened: this is how it stands."""
+        with self._books as now:
+            self._see(self.account, opened, now)
+
+    def _see(self, run: Account, opened: Opened, now: float) -> None:
+        self._shared.revision = opened.revision
+        self._shared.see(run, opened.run, now)
+
+    def do(self, operation: Callable[[Admission, float], T]) -> T:
+        """Change something; what changes for all processes is in the vault when this returns, if that is there."""
+        with self._books as now:
+            done = operation(self._admission, now)
+            written = self._when_last_is_written() if self._changes_all() else None
+        if written is not None:
+            written.wait(PATIENCE_SECONDS)
+        return done
+
+    def look(self, operation: Callable[[Admission, float], T], account: Account | None = None) -> T:
+        """See how something stands now, in all processes."""
+        run = (account or self.account).run
+        seen = None
+        with self._books as now:
+            if now - run.seen_at > LOOK_SECONDS and self._away_since is None:
+                self._admission.outbox.append(Posted(Look(run.name), now))
+                seen = self._when_last_is_written()
+        if seen is not None:
+            seen.wait(PATIENCE_SECONDS)
+        return super().do(operation)
+
+    def status(self, account: Account | None = None) -> Status:
+        """How everything stands, in all processes."""
+        seen_from = account or self.account
+        return self.look(lambda admission, now: admission.status(seen_from, now), seen_from)
+
+    def when_written(self, place: Reservation, seat: Seat) -> bool:
+        """Wake ``seat`` when the end of the reservation is in the vault, or that is away; ``False``: it is there."""
+        with self._books:
+            return self._away_since is None and self._shared.when_written(place, seat.wake)
+
+    def close(self) -> None:
+        """Write what is left to write; what was carved out goes back, what is held is left to its lease."""
+        if self._is_closed:
+            return
+        with suppress(Away, Forgotten, StoreError):
+            self._exchange(patient=True)
+        self._is_closed = True
+        with suppress(Away, Forgotten, StoreError):
+            self._at_vault(_leave)
+        self._bell.set()
+
+    def _changes_all(self) -> bool:
+        outbox = self._admission.outbox
+        return bool(outbox) and isinstance(outbox[-1].entry, Change)
+
+    def _when_last_is_written(self) -> threading.Event:
+        event = threading.Event()
+        self._admission.outbox[-1].done = event.set
+        return event
+
+    def _at_vault(self, do: Callable[[Vault], T]) -> T:
+        if not self._wire.acquire(timeout=2 * PATIENCE_SECONDS):
+            raise StoreError(f"the store of run {self.account.name} is busy for too long")
+        try:
+            return do(self._vault)
+        except Away as error:
+            raise StoreError(str(error)) from None
+        finally:
+            self._wire.release()
+
+    # ---------------------------------------------------------------- exchanges
+
+    def _send(self) -> None:
+        """Exchange at once with a quick vault, else let the clerk do it."""
+        if self._is_closed or getattr(self._at_it, "now", False):
+            return  # further up in this thread it is looked at again
+        if self._vault.is_quick and self._away_since is None:
+            with suppress(Away):  # the clerk has more time
+                self._exchange(patient=False)
+        waits = self._shared.waits_for_others and not self._looks
+        if self._admission.outbox or self._clerk is None or waits:
+            self._ring()
+
+    def _exchange(self, *, patient: bool) -> None:
+        """Exchange until there is nothing to write, or somebody else does. Raises: Away."""
+        rounds = 0
+        self._at_it.now = True
+        try:
+            while self._admission.outbox and (patient or rounds < ROUNDS_OF_CALLERS):
+                if not self._wire.acquire(blocking=False):
+                    return
+                rounds += 1
+                try:
+                    written = self._exchange_batch(patient=patient)
+                finally:
+                    self._wire.release()
+                with self._books:
+                    pass  # who is let in is woken, and who comes next is asked for
+                for tell in written:
+                    with suppress(RuntimeError):  # its event loop is closed
+                        tell()
+        finally:
+            self._at_it.now = False
+
+    def _exchange_batch(self, *, patient: bool) -> list[Callable[[], object]]:
+        """Write a batch and take in the answer; whom to tell that it is written. The wire is ours."""
+        outbox = self._admission.outbox
+        batch = [outbox.popleft() for _ in range(min(len(outbox), MOST_AT_ONCE))]
+        try:
+            answer = self._vault.exchange([posted.entry for posted in batch], patient=patient)
+            limits = self._vault.limits() if answer.revision != self._shared.revision else None
+        except Forgotten as lost:
+            outbox.extendleft(reversed(batch))
+            self._lose(lost.run)
+            return []
+        except Away:
+            outbox.extendleft(reversed(batch))
+            raise
+        except StoreError as error:
+            outbox.extendleft(reversed(batch))
+            self._lose("", str(error))
+            return []
+        if not self._has_news:
+            self._has_news = True
+            self._ring()
+        with self._lock:
+            now = self._clock()
+            try:
+                self._shared.take_in(batch, answer, now)
+            except Receded as lost:
+                self._lose_here(str(lost), _GONE, now)
+            if limits is not None:
+                self._shared.see_limits(limits, answer.revision, now)
+            self._take_told()
+        return [posted.done for posted in batch if posted.done is not None]
+
+    def _take_told(self) -> None:
+        self._decided += self._shared.told
+        self._shared.told = []
+
+    def _lose(self, run: str, why: str = _GONE) -> None:
+        with self._lock:
+            self._lose_here(run, why, self._clock())
+
+    def _lose_here(self, name: str, why: str, now: float) -> None:
+        """Nothing of a run (of all runs, without a name) is let go any more."""
+        self._shared.lose(name, why, now)
+        _log.error("run %s: nothing more is let go, its store cannot be relied on: %s", name or self.account.name, why)
+
+    # ---------------------------------------------------------------- the clerk
+
+    def _ring(self) -> None:
+        if self._clerk is None:
+            with self._lock:
+                starts = self._clerk is None
+                if starts:
+                    self._clerk = threading.Thread(
+                        target=_serve, args=(weakref.ref(self), self._bell), name="pacer-clerk", daemon=True
+                    )
+            if starts and self._clerk is not None:
+                self._clerk.start()
+        self._bell.set()
+
+    def _work(self) -> float:
+        """Do what is to be done at the vault, however long it is away; seconds until the next time."""
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Away),
+            wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.25),
+            stop=lambda state: self._is_closed,
+            before_sleep=self._go_without,
+        ):
+            with attempt:
+                self._exchange(patient=True)
+                try:
+                    self._renew()
+                except Forgotten as lost:
+                    self._lose(lost.run)
+                except StoreError as error:
+                    self._lose("", str(error))
+                self._look_around()
+        self._come_back()
+        now = self._clock()
+        self._looks = self._shared.waits_for_others
+        if self._looks:
+            return LOOK_SECONDS
+        due = self._renewed_at + self._lease / RENEWALS
+        return max(0.0, (min(due, self._told_at + TELL_SECONDS) if self._has_news else due) - now)
+
+    def _renew(self) -> None:
+        now = self._clock()
+        told = now >= self._told_at + TELL_SECONDS and self._has_news
+        if not told and now < self._renewed_at + self._lease / RENEWALS:
+            return
+        with self._books:
+            runs = self._shared.telling(now)
+        self._has_news = False
+        with self._wire:
+            self._vault.renew(
+                msgspec.json.encode({"process": f"{socket.gethostname()}:{os.getpid()}", "runs": runs}).decode()
+            )
+        self._renewed_at = self._told_at = now
+
+    def _look_around(self) -> None:
+        """Somebody waits: see what others have done."""
+        with self._books as now:
+            if not self._shared.waits_for_others:
+                return
+            for run in self._shared.register.runs():
+                if run.waiting and now - run.seen_at >= LOOK_SECONDS / 2:
+                    self._admission.outbox.append(Posted(Look(run.name), now))
+        self._exchange(patient=True)
+
+    def _go_without(self, state: tenacity.RetryCallState) -> None:
+        """An attempt has failed: after the grace, calls are refused or go without the vault."""
+        error = state.outcome.exception() if state.outcome is not None else None
+        if isinstance(error, Busy):
+            return
+        with self._books as now:
+            if self._away_since is None:
+                self._away_since = now
+            waiters = self._shared.stop_waiting()
+            if now - self._away_since >= self._grace:
+                self._tell_away(error)
+                self._shared.passes = self._passes_when_away
+                self._shared.give_up(
+                    now - self._grace, f"{error}. It is tried again; see store_failure and store_grace.", now
+                )
+                self._take_told()
+        for tell in waiters:
+            with suppress(RuntimeError):  # its event loop is closed
+                tell()
+
+    def _tell_away(self, error: BaseException | None) -> None:
+        if not self._is_told_away:
+            self._is_told_away = True
+            what = "go without it" if self._passes_when_away else "are refused"
+            _log.error("run %s: its store is away, calls %s until it is back: %s", self.account.name, what, error)
+
+    def _come_back(self) -> None:
+        if self._away_since is None:
+            return
+        with self._books:
+            self._away_since = None
+            self._shared.passes = False
+        if self._is_told_away:
+            self._is_told_away = False
+            _log.warning("run %s: its store is back, and everything is written", self.account.name)
+
+    def _renew_after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._make_threads()
+        self._posts.clear()
+        self._decided.clear()
+        self._armed = None
+        self._vault.after_fork()
+        self._shared.member = self._vault.member
+        self._shared.forget_the_living()
+
+
+def _leave(vault: Vault) -> None:
+    vault.leave()
+    vault.close()
+
+
+def _serve(store_of: weakref.ref[SharedStore], bell: threading.Event) -> None:
+    """The clerk's day: work, then sleep until the bell rings or it is time. It ends with its store."""
+    while (store := store_of()) is not None and not store._is_closed:
+        try:
+            seconds = store._work()
+        except tenacity.RetryError:
+            return
+        del store
+        bell.wait(seconds)
+        bell.clear()
+
+
+_open_ones: weakref.WeakSet[SharedStore] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for store in list(_open_ones):
+        store.close()
