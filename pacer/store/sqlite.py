@@ -767,8 +767,11 @@ class SqliteVault:
 
     def _set_up(self, books: sqlite3.Connection) -> None:
         books.execute("PRAGMA synchronous = NORMAL")
-        if self._is_blank(books):
-            self._write_ahead(books)
+        books.execute("BEGIN")  # one look at the file, which another process may be making just now
+        is_blank = self._is_blank(books)
+        books.execute("COMMIT")
+        self._write_ahead(books)
+        if is_blank:
             books.execute("BEGIN IMMEDIATE")
             if self._is_blank(books):
                 for table in _TABLES:
@@ -776,8 +779,6 @@ class SqliteVault:
                 books.execute(f"PRAGMA application_id = {APPLICATION_ID:d}")
                 books.execute(f"PRAGMA user_version = {VERSION:d}")
             books.execute("COMMIT")
-        else:
-            self._write_ahead(books)
 
     def _write_ahead(self, books: sqlite3.Connection) -> None:
         (mode,) = books.execute("PRAGMA journal_mode = WAL").fetchone()
