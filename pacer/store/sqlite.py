@@ -61,6 +61,9 @@ VERSION = 1
 PATIENCE_SECONDS = 0.8
 """How long a call goes on trying while other processes have the file; with its last try it stays below a second."""
 
+LOG_PAGES = 4_000
+"""So much an exchange writes before it waits for the disk itself; up to there, renewals move the log into the file."""
+
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"}
 """File systems whose locks, or whose shared memory, cannot be relied on."""
 
@@ -621,6 +624,7 @@ class SqliteVault:
             sheet.use(self._epochs.values())
             sheet.sweep()
 
+        self._move_log()
         self._within(work)
 
     def limits(self) -> tuple[Limit, ...]:
@@ -659,6 +663,12 @@ class SqliteVault:
         """Close the connection; a further call opens another one."""
         with self._lock:
             self._disconnect()
+
+    def _move_log(self) -> None:
+        """Let the disk catch up now, and not in an exchange that an event loop waits for."""
+        with self._lock, contextlib.suppress(sqlite3.Error):  # the log can be moved another time
+            if self._books is not None:
+                self._books.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     # ---------------------------------------------------------------- transactions
 
@@ -767,6 +777,7 @@ class SqliteVault:
 
     def _set_up(self, books: sqlite3.Connection) -> None:
         books.execute("PRAGMA synchronous = NORMAL")
+        books.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES:d}")
         books.execute("BEGIN")  # one look at the file, which another process may be making just now
         is_blank = self._is_blank(books)
         books.execute("COMMIT")
