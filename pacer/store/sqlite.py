@@ -776,6 +776,7 @@ class SqliteVault:
         return (found.st_dev, found.st_ino) == self._place
 
     def _set_up(self, books: sqlite3.Connection) -> None:
+        books.execute("PRAGMA page_size = 2048")  # of a new file; each page that an entry touches is written whole
         books.execute("PRAGMA synchronous = NORMAL")
         books.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES:d}")
         books.execute("BEGIN")  # one look at the file, which another process may be making just now
