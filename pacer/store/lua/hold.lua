@@ -53,7 +53,7 @@ if asked.reserve == '' then
   end
   if run.ceiling and is_short() then
     lapse()
-    run = read(asked.run, run.epoch)
+    run = read(asked.run, who.epochs[asked.run])
     if is_short() then
       claim()
       return tell({'short'})
