@@ -2,8 +2,8 @@
 --
 -- KEYS: books   fields of runs "<run>/epoch", "/ceiling" ("" is none), "/paused", "/number" (the last claim's) and one
 --               for each sum; of the pacer itself "/limits" (JSON), "/paused", "/revision", "/level/<kind>"
---       holds   id -> state|run|member|amount|acts_at|seconds|limit     state: open, lapsed or tomb
---       carves  id -> run|member|amount
+--       holds   "<run>/<id>" -> state|member|amount|acts_at|seconds|limit     state: open, lapsed or tomb
+--       carves  "<run>/<id>" -> member|amount
 --       members member -> deadline|lease, "<member>/status" -> JSON
 --       claims  "<run>/<member>" -> number|amount
 --       runs    sorted by when they were last used
@@ -69,14 +69,14 @@ end
 
 -- ---------------------------------------------------------------- runs
 
--- How a run stands, or nothing and the fault: another epoch than whoever asks knows, or numbers that are none.
+-- How a run stands, or nothing and the fault: another epoch than who asks knows (if any), or numbers that are none.
 local function read(run, epoch)
   local fields = {run .. '/epoch', run .. '/ceiling', run .. '/paused'}
   for _, sum in ipairs(SUMS) do
     fields[#fields + 1] = run .. '/' .. sum
   end
   local got = redis.call('HMGET', books, unpack(fields))
-  if not got[1] or got[1] ~= epoch then
+  if not got[1] or epoch ~= '' and got[1] ~= epoch then
     return nil, redis.error_reply('FORGOTTEN run ' .. run)
   end
   local found = {name = run, ceiling = tonumber(got[2]), ceiling_text = got[2], paused = got[3], texts = {}}
@@ -117,19 +117,11 @@ local function forget(run)
   end
   redis.call('HDEL', books, unpack(fields))
   redis.call('ZREM', runs, run)
-  for id, row in each(holds) do
-    if string.match(row, '^%a+|(.-)|') == run then
-      redis.call('HDEL', holds, id)
-    end
-  end
-  for id, row in each(carves) do
-    if string.match(row, '^(.-)|') == run then
-      redis.call('HDEL', carves, id)
-    end
-  end
-  for field in each(claims) do
-    if string.match(field, '^(.*)/') == run then
-      redis.call('HDEL', claims, field)
+  for _, key in ipairs({holds, carves, claims}) do
+    for field in each(key) do
+      if string.match(field, '^(.*)/') == run then
+        redis.call('HDEL', key, field)
+      end
     end
   end
 end
@@ -177,16 +169,32 @@ local function live_on()
   end
 end
 
-local function lapse_hold(id, row)
-  local run, member, amount, rest = string.match(row, '^open|(.-)|(.-)|(.-)|(.*)$')
-  redis.call('HSET', holds, id, 'lapsed|' .. run .. '|' .. member .. '|' .. amount .. '|' .. rest)
+local function lapse_hold(field, row)
+  local run, member, amount, rest = string.match(field, '^(.*)/'), string.match(row, '^open|(.-)|(.-)|(.*)$')
+  redis.call('HSET', holds, field, 'lapsed|' .. member .. '|' .. amount .. '|' .. rest)
   add(run, 'held', minus(amount))
   add(run, 'in_flight', '-1')
   add(run, 'unknown', amount)
   add(run, 'calls', '1')
 end
 
--- Books what those held whose lease has run out, and takes from them what they kept for themselves.
+-- Takes from members what they kept for themselves.
+local function drop(gone)
+  for field, row in each(carves) do
+    local member, amount = string.match(row, '^(.*)|(.*)$')
+    if gone[member] then
+      redis.call('HDEL', carves, field)
+      add(string.match(field, '^(.*)/'), 'carved', minus(amount))
+    end
+  end
+  for field in each(claims) do
+    if gone[string.match(field, '/(.*)$')] then
+      redis.call('HDEL', claims, field)
+    end
+  end
+end
+
+-- Books what those held whose lease has run out, and removes what was settled long ago by whoever had lost it.
 local function lapse()
   local gone = {}
   for member, value in each(members) do
@@ -202,28 +210,17 @@ local function lapse()
   if not next(gone) then
     return
   end
-  for id, row in each(holds) do
-    local state, member, acts_at = string.match(row, '^(%a+)|.-|(.-)|.-|(.-)|')
+  for field, row in each(holds) do
+    local state, member, acts_at = string.match(row, '^(%a+)|(.-)|.-|(.-)|')
     if state == 'open' then
       if gone[member] then
-        lapse_hold(id, row)
+        lapse_hold(field, row)
       end
     elseif tonumber(acts_at) < now - who.kept / 1000 then
-      redis.call('HDEL', holds, id)
+      redis.call('HDEL', holds, field)
     end
   end
-  for id, row in each(carves) do
-    local run, member, amount = string.match(row, '^(.*)|(.*)|(.*)$')
-    if gone[member] then
-      redis.call('HDEL', carves, id)
-      add(run, 'carved', minus(amount))
-    end
-  end
-  for field in each(claims) do
-    if gone[string.match(field, '/(.*)$')] then
-      redis.call('HDEL', claims, field)
-    end
-  end
+  drop(gone)
   for member in pairs(gone) do
     redis.call('HDEL', members, member, member .. '/status')
   end

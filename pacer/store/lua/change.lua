@@ -17,7 +17,7 @@ end
 if asked.paused ~= nil then
   put(books, asked.run .. '/paused', asked.paused and '1' or '0')
 end
-if asked.limits then
+if asked.limits and asked.limits ~= redis.call('HGET', books, '/limits') then
   local before = {}
   for _, limit in ipairs(limits) do
     before[limit.kind] = limit.level

@@ -8,12 +8,10 @@ if fault then
   return fault
 end
 
-local known = redis.call('HGET', holds, asked.id)
-if known then
-  local state, amount, acts_at, seconds, setting = string.match(known, '^(%a+)|.-|.-|(.-)|(.-)|(.-)|(.*)$')
-  if state == 'tomb' then  -- its call was booked already: nothing is held any more
-    return tell({'held', asked.worst, '0', ''})
-  end
+local field = asked.run .. '/' .. asked.id
+local known = redis.call('HGET', holds, field)
+if known then  -- a tombstone, too: what was booked already must not be held for ever now
+  local amount, acts_at, seconds, setting = string.match(known, '^%a+|.-|(.-)|(.-)|(.-)|(.*)$')
   local left = math.max(0, tonumber(acts_at) - now)
   return tell({'held', amount, spell(math.min(left, tonumber(seconds))), setting})
 end
@@ -46,7 +44,7 @@ end
 
 if asked.reserve == '' then
   for _, carve in ipairs(asked.carves) do
-    if redis.call('HEXISTS', carves, carve.id) == 0 then
+    if redis.call('HEXISTS', carves, asked.run .. '/' .. carve.id) == 0 then
       extra = extra + tonumber(carve.amount)
       carved[#carved + 1] = carve
     end
@@ -84,20 +82,20 @@ for _, limit in ipairs(limits) do
     fill(limit, limit.level - tonumber(asked.takes[limit.kind]))
   end
 end
-put(holds, asked.id, table.concat(
-  {'open', asked.run, who.me, amount, spell(now + seconds), spell(seconds), setting}, '|'))
+put(holds, field, table.concat({'open', who.me, amount, spell(now + seconds), spell(seconds), setting}, '|'))
 add(asked.run, 'held', amount)
 add(asked.run, 'in_flight', '1')
 if asked.reserve ~= '' then
-  local its, member, left = string.match(redis.call('HGET', carves, asked.reserve) or '', '^(.*)|(.*)|(.*)$')
-  if its then
+  local reserve = asked.run .. '/' .. asked.reserve
+  local member, left = string.match(redis.call('HGET', carves, reserve) or '', '^(.*)|(.*)$')
+  if member then
     local used = math.min(tonumber(asked.worst), tonumber(left))
-    put(carves, asked.reserve, its .. '|' .. member .. '|' .. spell(tonumber(left) - used))
-    add(its, 'carved', spell(-used))
+    put(carves, reserve, member .. '|' .. spell(tonumber(left) - used))
+    add(asked.run, 'carved', spell(-used))
   end
 end
 for _, carve in ipairs(carved) do
-  put(carves, carve.id, asked.run .. '|' .. who.me .. '|' .. carve.amount)
+  put(carves, asked.run .. '/' .. carve.id, who.me .. '|' .. carve.amount)
   add(asked.run, 'carved', carve.amount)
 end
 redis.call('HDEL', claims, my_claim)

@@ -1,6 +1,6 @@
 for _, run in ipairs(redis.call('ZRANGEBYSCORE', runs, '-inf', spell(now - who.kept / 1000), 'LIMIT', 0, 100)) do
-  local in_flight = redis.call('HGET', books, run .. '/in_flight') or '0'
-  if run ~= asked.run and in_flight == '0' then
+  local open, carved = unpack(redis.call('HMGET', books, run .. '/in_flight', run .. '/carved'))
+  if run ~= asked.run and (open or '0') == '0' and (carved or '0') == '0' then
     forget(run)
   end
 end

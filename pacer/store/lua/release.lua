@@ -4,10 +4,11 @@ if fault then
 end
 live_on()
 for _, id in ipairs(asked.ids) do
-  local run, amount = string.match(redis.call('HGET', carves, id) or '', '^(.*)|.*|(.*)$')
-  if run == asked.run then
-    redis.call('HDEL', carves, id)
-    add(run, 'carved', minus(amount))
+  local field = asked.run .. '/' .. id
+  local amount = string.match(redis.call('HGET', carves, field) or '', '|(.*)$')
+  if amount then
+    redis.call('HDEL', carves, field)
+    add(asked.run, 'carved', minus(amount))
   end
 end
 return tell()

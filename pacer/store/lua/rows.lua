@@ -19,7 +19,7 @@ for place = 1, #used, 2 do
 end
 for field, value in each(members) do
   local member = string.match(field, '^(.*)/status$')
-  if member then
+  if member and value ~= '' then
     all.members[member] = value
   end
 end

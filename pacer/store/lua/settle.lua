@@ -14,8 +14,9 @@ if fault then
 end
 live_on()
 
-local row = redis.call('HGET', holds, asked.id)
-local state, amount = string.match(row or '', '^(%a+)|.-|.-|(.-)|')
+local field = asked.run .. '/' .. asked.id
+local row = redis.call('HGET', holds, field)
+local state, amount = string.match(row or '', '^(%a+)|.-|(.-)|')
 if state == 'tomb' or not row and asked.is_held then
   return tell()
 end
@@ -35,14 +36,17 @@ for _, limit in ipairs(limits) do
     fill(limit, limit.level + tonumber(asked.gives_back[limit.kind]))
   end
 end
-local its, member, left = string.match(redis.call('HGET', carves, asked.reserve) or '', '^(.*)|(.*)|(.*)$')
-if its then
-  put(carves, asked.reserve, its .. '|' .. member .. '|' .. spell(tonumber(left) + tonumber(asked.returned)))
-  add(its, 'carved', asked.returned)
+if asked.returned ~= '0' then
+  local reserve = asked.run .. '/' .. asked.reserve
+  local member, left = string.match(redis.call('HGET', carves, reserve) or '', '^(.*)|(.*)$')
+  if member then
+    put(carves, reserve, member .. '|' .. spell(tonumber(left) + tonumber(asked.returned)))
+    add(asked.run, 'carved', asked.returned)
+  end
 end
 if row then
-  redis.call('HDEL', holds, asked.id)
+  redis.call('HDEL', holds, field)
 else
-  put(holds, asked.id, table.concat({'tomb', asked.run, who.me, '0', spell(now), '0', ''}, '|'))
+  put(holds, field, table.concat({'tomb', who.me, '0', spell(now), '0', ''}, '|'))
 end
 return tell()
