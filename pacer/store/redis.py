@@ -327,6 +327,10 @@ class RedisVault:
         text = str(error)
         if isinstance(error, (AuthenticationError, AuthorizationError, NoPermissionError)):
             return StoreError(f"{self._place} does not let us in: {text}")
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            return StoreError(
+                f"{self._place} shows a certificate that is not trusted (ssl_ca_certs names others): {text}"
+            )
         if isinstance(error, (redis.ConnectionError, redis.TimeoutError, ReadOnlyError, OutOfMemoryError)):
             return Away(f"{self._place} is away: {text}")
         if text.startswith("FORGOTTEN"):
