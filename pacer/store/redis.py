@@ -31,13 +31,17 @@ try:
     from redis.backoff import NoBackoff
     from redis.crc import key_slot
     from redis.exceptions import (
+        AskError,
         AuthenticationError,
         AuthorizationError,
+        ClusterDownError,
+        MovedError,
         NoPermissionError,
         NoScriptError,
         OutOfMemoryError,
         ReadOnlyError,
         RedisError,
+        TryAgainError,
     )
     from redis.retry import Retry
 except ImportError as missing:
@@ -45,8 +49,8 @@ except ImportError as missing:
 
 _log = logging.getLogger("pacer")
 
-CALL_SECONDS = 0.7
-"""After this no further round trip is begun in one call; with the last one it takes at most a second."""
+CALL_SECONDS = 0.65
+"""After this no further reply is waited for in one call; with the last one it takes less than a second."""
 ANSWER_SECONDS = 0.3
 CONNECT_SECONDS = 0.2
 
@@ -54,6 +58,10 @@ _SCHEMES = {"redis": "redis", "valkey": "redis", "rediss": "rediss", "valkeys": 
 _FILES = {"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"}
 _PARTS = ("books", "holds", "carves", "members", "claims", "runs")
 _BOOKS = re.compile(r"pacer:1:\{([A-Za-z0-9._:-]{1,128})\}:books")
+_PASSING = (
+    *(redis.ConnectionError, redis.TimeoutError, ReadOnlyError, OutOfMemoryError),
+    *(AskError, ClusterDownError, TryAgainError),
+)
 # What the server says when waiting may help. Redis before 7 hides its word inside of the message of a failed script.
 _TRANSIENT = re.compile(
     r"\b(LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|ASK|OOM|BUSY|MISCONF|NOREPLICAS|MOVED"
@@ -132,6 +140,7 @@ class RedisVault:
         self._client: redis.Redis | None = None
         self._is_cluster = False
         self._is_checked = False
+        self._deadline = _Deadline()
 
     def __repr__(self) -> str:
         return f"<RedisVault {self._pacer} at {self._place}>"
@@ -148,7 +157,7 @@ class RedisVault:
         }
         found = _opening.decode(self._one("open", asked))
         self._epochs[run] = found.epoch
-        return Opened(_limits.decode(found.limits), found.paused, found.revision, found.run)
+        return Opened(self._read_limits(found.limits), found.paused, found.revision, found.run)
 
     def exchange(self, entries: Sequence[Entry], *, patient: bool = True) -> Answer:
         """Each entry is one script, all of them one round trip."""
@@ -170,7 +179,13 @@ class RedisVault:
         (text,) = self._talk([["HGET", self._keys[0], "/limits"]])
         if text is None:
             raise Forgotten(f"the pacer {self._pacer} is not in {self._place} any more")
-        return _limits.decode(text)
+        return self._read_limits(text)
+
+    def _read_limits(self, text: str | bytes) -> tuple[Limit, ...]:
+        try:
+            return _limits.decode(text)
+        except msgspec.MsgspecError as error:
+            raise StoreError(f"{self._keys[0]} at {self._place} holds no limits of ours: {error}") from None
 
     def leave(self) -> None:
         """Give up what is carved out and claimed; the holds are left to the next one that looks at leases."""
@@ -186,7 +201,7 @@ class RedisVault:
         """Every run of every pacer, the one used last at the end."""
         found, trouble = self._attempt_rows()
         if trouble is not None:
-            raise trouble
+            raise trouble.with_traceback(None)
         return sorted(found, key=lambda row: row.used_at)
 
     def end(self, run: str) -> None:
@@ -214,30 +229,34 @@ class RedisVault:
 
         Raised here, where no frame and no context of the exception knows the password.
         """
-        until = time.monotonic() + CALL_SECONDS
-        replies, trouble = self._attempt(commands, until)
-        if self._is_cluster and self._client is None and time.monotonic() < until:
-            replies, trouble = self._attempt(commands, until)  # sent elsewhere: at its right node now
+        self._deadline.start()
+        replies, trouble = self._attempt(commands)
+        if self._is_cluster and self._client is None and not self._deadline.is_over:
+            replies, trouble = self._attempt(commands)  # sent elsewhere: at its right node now
         if trouble is not None:
-            raise trouble
+            raise trouble.with_traceback(None)
         return replies
 
-    def _attempt(self, commands: Sequence[list[Any]], until: float) -> tuple[list[Any], Exception | None]:
+    def _attempt(self, commands: Sequence[list[Any]]) -> tuple[list[Any], Exception | None]:
         try:
             if self._client is None:
-                self._client = self._connect(until)
-            return _send(self._client, commands, until), None
+                self._client = self._connect()
+            return _send(self._client, commands), None
         except RedisError as error:
             self._drop(error)
             return [], self._trouble(error)
         except (Away, StoreError) as trouble:
             self._drop(trouble)
             return [], trouble
+        except BaseException:  # an interrupt: the replies are still to come
+            self.close()
+            raise
 
     def _attempt_rows(self) -> tuple[list[RunRow], Exception | None]:
         nodes: list[redis.Redis] = []
+        self._deadline.start()
         try:
-            first = self._client = self._client or self._connect(time.monotonic() + CALL_SECONDS)
+            first = self._client = self._client or self._connect()
             nodes = self._primaries(first) if self._is_cluster else [first]
             return [row for node in nodes for row in self._rows_of(node)], None
         except RedisError as error:
@@ -252,30 +271,30 @@ class RedisVault:
 
     def _rows_of(self, node: redis.Redis) -> Iterator[RunRow]:
         for key in node.scan_iter(match="pacer:1:*:books", count=1000):
+            self._deadline.start()
             named = _BOOKS.fullmatch(key.decode(errors="replace"))
             if named is not None:
                 name = named[1]
                 command = _command(_keys(name), "rows", b"{}", self._who({}))
-                (reply,) = _send(node, [command], time.monotonic() + CALL_SECONDS)
+                (reply,) = _send(node, [command])
                 found = _pacer_rows.decode(reply)
-                limits, members = _limits.decode(found.limits), tuple(found.members.values())
+                limits, members = self._read_limits(found.limits), tuple(found.members.values())
                 for run, books in found.runs.items():
                     plain = RunBooks(books.ceiling, books.paused, books.claimed, books.sums)
                     yield RunRow(name, run, plain, limits, found.levels, books.used_at, members)
 
     # ------------------------------------------------------------ the connection
 
-    def _connect(self, until: float) -> redis.Redis:
-        client = _client(self._settings)
+    def _connect(self) -> redis.Redis:
+        client = _client(self._settings, self._deadline)
         if not self._is_checked:
-            self._check(client, until)
+            self._check(client)
             self._is_checked = True
         if self._is_cluster:
-            slot = key_slot(self._keys[0].encode())
-            client = self._owner(client, slot)
+            client = self._owner(client, key_slot(self._keys[0].encode()))
         return client
 
-    def _check(self, client: redis.Redis, until: float) -> None:
+    def _check(self, client: redis.Redis) -> None:
         pipe = client.pipeline(transaction=False)
         pipe.info("server")
         pipe.info("memory")
@@ -285,10 +304,8 @@ class RedisVault:
                 return
             if isinstance(reply, RedisError):
                 raise reply
-        self._is_cluster = server.get("redis_mode") == "cluster"
+        self._is_cluster = "cluster" in (server.get("redis_mode"), server.get("server_mode"))
         self._check_version(server)
-        if time.monotonic() > until:
-            raise Away(f"{self._place} is slow")
         policy = memory.get("maxmemory_policy")
         if memory.get("maxmemory") and policy != "noeviction":
             _log.warning("%s may evict budgets: its maxmemory-policy is %s, not noeviction", self._place, policy)
@@ -302,10 +319,10 @@ class RedisVault:
 
     def _nodes(self, client: redis.Redis) -> list[tuple[int, int, str, int]]:
         slots = client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]  # redis-py types it no better
-        return [(int(low), int(high), *parts["primary"]) for (low, high), parts in slots.items()]
+        return [(low, high, (host or b"").decode(), port) for low, high, (host, port, *_), *_ in slots]
 
     def _node(self, host: str, port: int) -> redis.Redis:
-        return _client(self._settings | {"host": host or self._settings["host"], "port": int(port)})
+        return _client(self._settings | {"host": host or self._settings["host"], "port": int(port)}, self._deadline)
 
     def _owner(self, client: redis.Redis, slot: int) -> redis.Redis:
         for low, high, host, port in self._nodes(client):
@@ -319,7 +336,7 @@ class RedisVault:
 
     def _drop(self, error: Exception) -> None:
         """After a failed round trip nobody knows what still comes on its connection."""
-        if isinstance(error, RedisError) and "MOVED" in str(error):
+        if isinstance(error, MovedError):
             self._is_cluster = True
         self.close()
 
@@ -328,10 +345,8 @@ class RedisVault:
         if isinstance(error, (AuthenticationError, AuthorizationError, NoPermissionError)):
             return StoreError(f"{self._place} does not let us in: {text}")
         if "CERTIFICATE_VERIFY_FAILED" in text:
-            return StoreError(
-                f"{self._place} shows a certificate that is not trusted (ssl_ca_certs names others): {text}"
-            )
-        if isinstance(error, (redis.ConnectionError, redis.TimeoutError, ReadOnlyError, OutOfMemoryError)):
+            return StoreError(f"{self._place} is not trusted (ssl_ca_certs names further certificates): {text}")
+        if isinstance(error, _PASSING):
             return Away(f"{self._place} is away: {text}")
         if text.startswith("FORGOTTEN"):
             return Forgotten(f"{self._place} does not know {text.removeprefix('FORGOTTEN ')} any more")
@@ -343,23 +358,64 @@ class RedisVault:
 # ---------------------------------------------------------------- round trips
 
 
-def _client(settings: dict[str, Any]) -> redis.Redis:
-    return redis.Redis(
+class _Deadline:
+    """When a call of a vault has to be over."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def start(self) -> None:
+        self._until = time.monotonic() + CALL_SECONDS
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() > self._until
+
+
+class _InTime:
+    """A connection of redis-py, whose timeout is for one reply, under a deadline for all replies of a call."""
+
+    def __init__(self, *, deadline: _Deadline, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._deadline = deadline
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        if self._deadline.is_over:
+            raise redis.TimeoutError("it is slow")
+        return super().read_response(*args, **options)  # type: ignore[misc]  # of the class beside this one
+
+
+class _Plain(_InTime, redis.Connection):
+    pass
+
+
+class _Tls(_InTime, redis.SSLConnection):
+    pass
+
+
+class _Unix(_InTime, redis.UnixDomainSocketConnection):
+    pass
+
+
+def _client(settings: dict[str, Any], deadline: _Deadline) -> redis.Redis:
+    pool = redis.ConnectionPool(
         **settings,
-        protocol=2,
         **_NAMELESS,
+        deadline=deadline,
+        protocol=2,
         socket_timeout=ANSWER_SECONDS,
         socket_connect_timeout=CONNECT_SECONDS,
         retry=Retry(NoBackoff(), 0),
     )
+    return redis.Redis.from_pool(pool)
 
 
-def _send(client: redis.Redis, commands: Sequence[list[Any]], until: float) -> list[Any]:
+def _send(client: redis.Redis, commands: Sequence[list[Any]]) -> list[Any]:
     replies = _round_trip(client, commands)
     lost = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
     if lost:  # a server that was started anew, or that never heard of us
-        _round_trip(client, [["SCRIPT LOAD", text] for text in _SCRIPTS.values()], until)
-        for place, reply in zip(lost, _round_trip(client, [commands[p] for p in lost], until), strict=True):
+        _round_trip(client, [["SCRIPT LOAD", text] for text in _SCRIPTS.values()])
+        for place, reply in zip(lost, _round_trip(client, [commands[p] for p in lost]), strict=True):
             replies[place] = reply
     for reply in replies:
         if isinstance(reply, Exception):
@@ -367,9 +423,7 @@ def _send(client: redis.Redis, commands: Sequence[list[Any]], until: float) -> l
     return replies
 
 
-def _round_trip(client: redis.Redis, commands: Sequence[list[Any]], until: float | None = None) -> list[Any]:
-    if until is not None and time.monotonic() > until:
-        raise redis.TimeoutError("it is slow")
+def _round_trip(client: redis.Redis, commands: Sequence[list[Any]]) -> list[Any]:
     pipe = client.pipeline(transaction=False)
     for command in commands:
         pipe.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py types it no better
@@ -437,7 +491,7 @@ def _read_url(url: str) -> tuple[str, dict[str, Any]]:
             f"{', '.join(sorted(_FILES))} may stand after a ?"
         )
     if scheme == "unix":
-        return f"unix://{settings['unix_socket_path']}", settings
+        return f"unix://{settings['path']}", settings
     host = f"[{settings['host']}]" if ":" in settings["host"] else settings["host"]
     return f"{scheme}://{host}:{settings['port']}/{settings['db']}", settings
 
@@ -457,7 +511,7 @@ def _read_host(parts: SplitResult, scheme: str) -> dict[str, Any]:
         "host": unquote(parts.hostname),
         "port": parts.port or 6379,
         "db": int(parts.path.removeprefix("/") or "0"),
-        "ssl": scheme == "rediss",
+        "connection_class": _Tls if scheme == "rediss" else _Plain,
         **_read_user(parts),
         **settings,
     }
@@ -467,4 +521,9 @@ def _read_unix(parts: SplitResult) -> dict[str, Any]:
     asked = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
     if not asked.keys() <= {"db"} or not parts.path or parts.hostname:
         raise ValueError
-    return {"unix_socket_path": unquote(parts.path), "db": int(asked.get("db", "0")), **_read_user(parts)}
+    return {
+        "connection_class": _Unix,
+        "path": unquote(parts.path),
+        "db": int(asked.get("db", "0")),
+        **_read_user(parts),
+    }

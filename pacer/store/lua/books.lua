@@ -126,6 +126,17 @@ local function forget(run)
   end
 end
 
+-- Removes runs in which nothing is open and that were not used for long; a hundred at a time, that nobody waits for it.
+local function clear_out(but)
+  local old = redis.call('ZRANGEBYSCORE', runs, '-inf', spell(now - who.kept / 1000), 'LIMIT', 0, 100)
+  for _, run in ipairs(old) do
+    local open, carved = unpack(redis.call('HMGET', books, run .. '/in_flight', run .. '/carved'))
+    if run ~= but and (open or '0') == '0' and (carved or '0') == '0' then
+      forget(run)
+    end
+  end
+end
+
 -- ---------------------------------------------------------------- rates
 
 -- The rates as of now. A stamp that is later than now (the clock was set back) counts as now, and is set so.

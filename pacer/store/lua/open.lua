@@ -1,9 +1,4 @@
-for _, run in ipairs(redis.call('ZRANGEBYSCORE', runs, '-inf', spell(now - who.kept / 1000), 'LIMIT', 0, 100)) do
-  local open, carved = unpack(redis.call('HMGET', books, run .. '/in_flight', run .. '/carved'))
-  if run ~= asked.run and (open or '0') == '0' and (carved or '0') == '0' then
-    forget(run)
-  end
-end
+clear_out(asked.run)
 
 if redis.call('HEXISTS', books, '/limits') == 0 then
   redis.call('HSET', books, '/limits', asked.limits, '/paused', '0', '/revision', '0')

@@ -1,4 +1,5 @@
 lapse()
+clear_out()
 local limits, fault = rates()
 if fault then
   return '{}'  -- removed since its name was read
