@@ -336,7 +336,7 @@ class RedisVault:
 
     def _drop(self, error: Exception) -> None:
         """After a failed round trip nobody knows what still comes on its connection."""
-        if isinstance(error, MovedError):
+        if isinstance(error, MovedError) or str(error).startswith("MOVED "):  # plain text before redis-py 6
             self._is_cluster = True
         self.close()
 
