@@ -1,0 +1,2 @@
+forget(asked.run)
+return '{}'
