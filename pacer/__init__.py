@@ -1,6 +1,15 @@
 """Pace and cap the tokens of LLM calls. This package knows tokens and time; ``transports`` knows HTTP."""
 
-from pacer.errors import BudgetExceeded, CeilingReached, LimitsConflict, PacerError, SettingsError, WaitTooLong
+from pacer.errors import (
+    BudgetExceeded,
+    CeilingReached,
+    LimitsConflict,
+    PacerError,
+    SettingsError,
+    StoreError,
+    StoreUnavailable,
+    WaitTooLong,
+)
 from pacer.pacer import Pacer, agent, run
 from pacer.scope import Agent, Run, limit, wrap_up
 from pacer.usage import Limits, Status, Threshold, Waiting
@@ -16,6 +25,8 @@ __all__ = [
     "Run",
     "SettingsError",
     "Status",
+    "StoreError",
+    "StoreUnavailable",
     "Threshold",
     "WaitTooLong",
     "Waiting",

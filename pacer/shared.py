@@ -145,7 +145,7 @@ class SharedAdmission(Admission):
         self.outbox.append(Posted(entry, since, ticket, place, carved))
 
     def _id(self, place: Reservation) -> str:
-        return f"{self.member}.{place.id}"
+        return f"{self.member}.{place.id}{'p' if place in self._unheld else ''}"
 
     def _carve_id(self, account: Account) -> str:
         return f"{self.member}.a{account.id}"
@@ -411,9 +411,9 @@ class SharedAdmission(Admission):
         asked = [posted for posted in self.outbox if posted.ticket is not None and posted.since <= before]
         for posted in asked:
             self.outbox.remove(posted)
-            if posted.place is not None:  # it may be held there all the same
+            if posted.place is not None:  # it may be held there all the same, or come to be
                 void = self._end_of(posted.place, Usage(), Usage(), Settlement(0, 0, "void"))
-                self._post(void, place=posted.place)
+                self._post(replace(void, is_held=False), place=posted.place)
         for posted in asked:
             if posted.ticket is not None and not posted.ticket.is_left:
                 self._go_without(posted.ticket, why, now)

@@ -134,6 +134,8 @@ def test_the_public_names_are_these():
         "Run",
         "SettingsError",
         "Status",
+        "StoreError",
+        "StoreUnavailable",
         "Threshold",
         "WaitTooLong",
         "Waiting",

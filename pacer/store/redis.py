@@ -135,7 +135,7 @@ class RedisVault:
         self._pacer = pacer
         self._keys = _keys(pacer)
         self._lease = lease
-        self._member = secrets.token_hex(8)
+        self.member = secrets.token_hex(8)
         self._epochs: dict[str, str] = {}
         self._client: redis.Redis | None = None
         self._is_cluster = False
@@ -195,7 +195,7 @@ class RedisVault:
         """Be another member, with a connection of its own."""
         _inherited.append(self._client)
         self._client = None
-        self._member = secrets.token_hex(8)
+        self.member = secrets.token_hex(8)
 
     def rows(self) -> list[RunRow]:
         """Every run of every pacer, the one used last at the end."""
@@ -218,7 +218,7 @@ class RedisVault:
 
     def _who(self, epochs: dict[str, str]) -> bytes:
         kept = int(KEPT_SECONDS * 1000)
-        return msgspec.json.encode({"me": self._member, "lease": self._lease, "kept": kept, "epochs": epochs})
+        return msgspec.json.encode({"me": self.member, "lease": self._lease, "kept": kept, "epochs": epochs})
 
     def _one(self, script: str, asked: dict[str, Any], epochs: dict[str, str] | None = None) -> Any:
         command = _command(self._keys, script, msgspec.json.encode(asked), self._who(epochs or {}))
@@ -349,7 +349,8 @@ class RedisVault:
         if isinstance(error, _PASSING):
             return Away(f"{self._place} is away: {text}")
         if text.startswith("FORGOTTEN"):
-            return Forgotten(f"{self._place} does not know {text.removeprefix('FORGOTTEN ')} any more")
+            name = text.removeprefix("FORGOTTEN ")
+            return Forgotten(f"{self._place} does not know {name} any more", name.partition("run ")[2])
         if _TRANSIENT.search(text):
             return Away(f"{self._place} is away: {text}")
         return StoreError(f"{self._place} cannot hold the books of {self._pacer}: {text.removeprefix('SPOILT ')}")

@@ -43,10 +43,7 @@ ROUNDS_OF_CALLERS = 3
 PATIENCE_SECONDS = 1.0
 """Who asks for how things stand, or changes them, waits so long for the vault."""
 
-_GONE = (
-    "it does not know the run any more, or knows less than before. It was ended, emptied, replaced or restored; "
-    "start again under this name or another one."
-)
+_GONE = "It was ended, emptied, replaced or restored; start again, under this name or another one."
 
 _log = logging.getLogger("pacer")
 T = TypeVar("T")
@@ -214,7 +211,7 @@ class SharedStore(MemoryStore):
             limits = self._vault.limits() if answer.revision != self._shared.revision else None
         except Forgotten as lost:
             outbox.extendleft(reversed(batch))
-            self._lose(lost.run)
+            self._lose(lost.run, f"{lost}. {_GONE}")
             return []
         except Away:
             outbox.extendleft(reversed(batch))
@@ -231,7 +228,7 @@ class SharedStore(MemoryStore):
             try:
                 self._shared.take_in(batch, answer, now)
             except Receded as lost:
-                self._lose_here(str(lost), _GONE, now)
+                self._lose_here(str(lost), f"less was spent by its books than before. {_GONE}", now)
             if limits is not None:
                 self._shared.see_limits(limits, answer.revision, now)
             self._take_told()
@@ -241,7 +238,7 @@ class SharedStore(MemoryStore):
         self._decided += self._shared.told
         self._shared.told = []
 
-    def _lose(self, run: str, why: str = _GONE) -> None:
+    def _lose(self, run: str, why: str) -> None:
         with self._lock:
             self._lose_here(run, why, self._clock())
 
@@ -277,7 +274,7 @@ class SharedStore(MemoryStore):
                 try:
                     self._renew()
                 except Forgotten as lost:
-                    self._lose(lost.run)
+                    self._lose(lost.run, f"{lost}. {_GONE}")
                 except StoreError as error:
                     self._lose("", str(error))
                 self._look_around()

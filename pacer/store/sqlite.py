@@ -1,7 +1,6 @@
 """The vault in a SQLite file: the books of all processes of one machine, and the only room that knows SQLite.
 
-Every exchange is one transaction that holds the write lock from its start. What it needs of a run is read once, worked
-on as plain values and written once at the end.
+Every exchange is one transaction that holds the write lock from its start; what is done in it is the ``Sheet``'s.
 
 The database file is never opened by anything but SQLite once it is there: closing any other descriptor of it would drop
 the locks that SQLite holds on it for this process. Nor may a connection live through a fork: SQLite in the child takes
@@ -20,35 +19,17 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar, assert_never
+from typing import TypeVar
 from urllib.parse import quote
 
 import msgspec
 
-from pacer.entry import (
-    SUMS,
-    Answer,
-    Carve,
-    Change,
-    Entry,
-    Held,
-    Hold,
-    Late,
-    Limit,
-    Look,
-    Release,
-    RunBooks,
-    Settle,
-    Short,
-    Verdict,
-    Withdraw,
-)
+from pacer.entry import Answer, Entry, Limit
 from pacer.errors import StoreError
-from pacer.store.vault import KEPT_SECONDS, Away, Busy, Forgotten, Opened, RunRow
-from pacer.usage import Kind
+from pacer.store.sheet import TABLES, Sheet
+from pacer.store.vault import Away, Busy, Forgotten, Opened, RunRow
 
 __all__ = ["SqliteVault"]
 
@@ -69,499 +50,8 @@ NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs"}
 
 MOUNTS = "/proc/self/mountinfo"
 
-SPENT, UNKNOWN, HELD, CARVED = (SUMS.index(name) for name in ("spent", "unknown", "held", "carved"))
-CALLS, IN_FLIGHT = SUMS.index("calls"), SUMS.index("in_flight")
-INDEX = {name: index for index, name in enumerate(SUMS)}
-
-OPEN, LAPSED, TOMBSTONE = range(3)
-
-# The epoch of a run is its key: whoever knows it finds that very run or none. Sums and levels are JSON lists, in the
-# order of SUMS and of the limits; all buckets of a pacer are refilled together and have one stamp.
-_TABLES = (
-    """CREATE TABLE pacers (name TEXT PRIMARY KEY, limits TEXT NOT NULL, levels TEXT NOT NULL, stamp REAL NOT NULL,
-    paused INTEGER NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID""",
-    """CREATE TABLE runs (epoch INTEGER PRIMARY KEY, pacer TEXT NOT NULL, name TEXT NOT NULL, ceiling INTEGER,
-    paused INTEGER NOT NULL, numbers INTEGER NOT NULL, sums TEXT NOT NULL, used_at REAL NOT NULL,
-    UNIQUE (pacer, name))""",
-    "CREATE INDEX runs_by_use ON runs (used_at)",
-    """CREATE TABLE holds (run INTEGER NOT NULL, id TEXT NOT NULL, member TEXT NOT NULL, amount INTEGER NOT NULL,
-    acts_at REAL NOT NULL, setting TEXT NOT NULL, state INTEGER NOT NULL, PRIMARY KEY (run, id)) WITHOUT ROWID""",
-    """CREATE TABLE carves (run INTEGER NOT NULL, id TEXT NOT NULL, member TEXT NOT NULL, amount INTEGER NOT NULL,
-    PRIMARY KEY (run, id)) WITHOUT ROWID""",
-    """CREATE TABLE claims (run INTEGER NOT NULL, member TEXT NOT NULL, number INTEGER NOT NULL,
-    amount INTEGER NOT NULL, PRIMARY KEY (run, member)) WITHOUT ROWID""",
-    """CREATE TABLE members (id TEXT PRIMARY KEY, pacer TEXT NOT NULL, deadline REAL NOT NULL, lease REAL NOT NULL,
-    status TEXT NOT NULL) WITHOUT ROWID""",
-)
-
 _Place = tuple[int, int]
 T = TypeVar("T")
-
-_to_json = msgspec.json.Encoder().encode
-_read_sums = msgspec.json.Decoder(list[int]).decode
-_read_levels = msgspec.json.Decoder(list[float]).decode
-_read_limits = lru_cache(maxsize=64)(msgspec.json.Decoder(tuple[Limit, ...]).decode)
-
-
-class _Run:
-    """A run as it stands inside a transaction. ``claim`` is ours, number and amount; ``ahead`` what is before it."""
-
-    __slots__ = ("ahead", "ceiling", "claim", "epoch", "is_changed", "numbers", "paused", "sums")
-
-    def __init__(self, epoch: int, ceiling: int | None, paused: bool, numbers: int, sums: list[int]) -> None:
-        self.epoch = epoch
-        self.ceiling = ceiling
-        self.paused = paused
-        self.numbers = numbers
-        self.sums = sums
-        self.claim: tuple[int, int] | None = None
-        self.ahead = 0
-        self.is_changed = False
-
-    @property
-    def gone(self) -> int:
-        """Tokens that do not come back when open calls settle."""
-        return self.sums[SPENT] + self.sums[UNKNOWN] + self.sums[CARVED]
-
-    def books(self) -> RunBooks:
-        return RunBooks(self.ceiling, bool(self.paused), self.ahead, tuple(self.sums))
-
-
-class _Rates:
-    """A pacer and its buckets, refilled up to the time of the transaction."""
-
-    __slots__ = ("is_changed", "levels", "limits", "paused", "revision")
-
-    def __init__(self, limits: tuple[Limit, ...], levels: list[float], paused: bool, revision: int) -> None:
-        self.limits = limits
-        self.levels = levels
-        self.paused = paused
-        self.revision = revision
-        self.is_changed = False
-
-    def refill(self, seconds: float) -> None:
-        self.levels = [
-            min(limit.burst, level + seconds * limit.amount / limit.per)
-            for limit, level in zip(self.limits, self.levels, strict=True)
-        ]
-
-    def wait(self, takes: Mapping[Kind, int]) -> tuple[str, float]:
-        """The setting that makes one wait longest, and for how many seconds; the rule is that of a bucket."""
-        setting, longest = "", 0.0
-        for limit, level in zip(self.limits, self.levels, strict=True):
-            if limit.kind in takes:
-                short = min(takes[limit.kind], limit.burst) - level
-                seconds = short * limit.per / limit.amount if short > 1e-6 else 0.0
-                if seconds > longest:
-                    setting, longest = limit.setting, seconds
-        return setting, longest
-
-    def add(self, amounts: Mapping[Kind, int], sign: int) -> None:
-        """Give back (or take, with the sign -1), never above the burst."""
-        for index, limit in enumerate(self.limits):
-            if limit.kind in amounts:
-                self.levels[index] = min(limit.burst, self.levels[index] + sign * amounts[limit.kind])
-                self.is_changed = True
-
-    def replace(self, limits: tuple[Limit, ...]) -> None:
-        """Other limits; a kind that was limited before keeps its level."""
-        if limits == self.limits:
-            return
-        old = self.by_kind()
-        self.levels = [min(old.get(limit.kind, limit.burst), limit.burst) for limit in limits]
-        self.limits = limits
-        self.revision += 1
-        self.is_changed = True
-
-    def by_kind(self) -> dict[Kind, float]:
-        return {limit.kind: level for limit, level in zip(self.limits, self.levels, strict=True)}
-
-
-class _Sheet:
-    """One transaction: what was read in it, what it comes to, and the writing of it at the end."""
-
-    __slots__ = ("_epochs", "_execute", "_is_swept", "_member", "_rates", "_runs", "now", "pacer")
-
-    def __init__(
-        self, books: sqlite3.Connection, pacer: str, member: str, epochs: Mapping[str, int], now: float
-    ) -> None:
-        self._execute = books.execute
-        self._member = member
-        self._epochs = epochs
-        self._rates: _Rates | None = None
-        self._runs: dict[str, _Run] = {}
-        self._is_swept = False
-        self.pacer = pacer
-        self.now = now
-
-    # ---------------------------------------------------------------- reading and writing
-
-    def rates(self) -> _Rates:
-        """The pacer of this vault."""
-        if self._rates is None:
-            row = self._execute(
-                "SELECT limits, levels, stamp, paused, revision FROM pacers WHERE name = ?", (self.pacer,)
-            ).fetchone()
-            if row is None:
-                raise Forgotten
-            self._rates = self.rates_of(*row)
-        return self._rates
-
-    def rates_of(self, limits: str, levels: str, stamp: float, paused: int, revision: int) -> _Rates:
-        """A pacer by its row. A stamp of later is written again as of now, or no bucket would fill until then."""
-        rates = _Rates(_read_limits(limits), _read_levels(levels), bool(paused), revision)
-        rates.refill(max(0.0, self.now - stamp))
-        rates.is_changed = stamp > self.now
-        return rates
-
-    def run(self, name: str) -> _Run:
-        """A run of this pacer, the very one that this vault opened."""
-        run = self._runs.get(name)
-        if run is None:
-            epoch = self._epochs.get(name) or self.epoch_of(name)
-            run = self._runs[name] = self.run_of(epoch)
-        return run
-
-    def epoch_of(self, name: str) -> int:
-        """The epoch of a run as it is now; 0 if there is none."""
-        row = self._execute("SELECT epoch FROM runs WHERE pacer = ? AND name = ?", (self.pacer, name)).fetchone()
-        return 0 if row is None else int(row[0])
-
-    def run_of(self, epoch: int) -> _Run:
-        """The run of that epoch."""
-        row = self._execute("SELECT ceiling, paused, numbers, sums FROM runs WHERE epoch = ?", (epoch,)).fetchone()
-        if row is None:
-            raise Forgotten
-        run = _Run(epoch, row[0], row[1], row[2], _read_sums(row[3]))
-        self._read_claims(run)
-        return run
-
-    def _read_claims(self, run: _Run) -> None:
-        claims = self._execute(
-            """SELECT c.member, c.number, c.amount FROM claims AS c LEFT JOIN members AS m ON m.id = c.member
-            WHERE c.run = ?1 AND (c.member = ?2 OR m.deadline > ?3)""",
-            (run.epoch, self._member, self.now),
-        ).fetchall()
-        if claims:
-            run.claim = next((tuple(claim) for member, *claim in claims if member == self._member), None)
-            run.ahead = sum(
-                amount
-                for member, number, amount in claims
-                if member != self._member and (run.claim is None or number < run.claim[0])
-            )
-
-    def write(self) -> None:
-        """Write what has changed."""
-        for run in self._runs.values():
-            if run.is_changed:
-                self._write_run(run)
-        rates = self._rates
-        if rates is not None and rates.is_changed:
-            self._execute(
-                "UPDATE pacers SET limits = ?, levels = ?, stamp = ?, paused = ?, revision = ? WHERE name = ?",
-                (_text(rates.limits), _text(rates.levels), self.now, rates.paused, rates.revision, self.pacer),
-            )
-
-    def _write_run(self, run: _Run) -> None:
-        self._execute(
-            "UPDATE runs SET ceiling = ?, paused = ?, numbers = ?, sums = ? WHERE epoch = ?",
-            (run.ceiling, run.paused, run.numbers, _text(run.sums), run.epoch),
-        )
-        run.is_changed = False
-
-    # ---------------------------------------------------------------- entries
-
-    def enter(self, entry: Entry) -> Verdict | None:
-        """Write one entry into the books."""
-        match entry:
-            case Hold():
-                return self._hold(entry)
-            case Settle():
-                self._settle(entry)
-            case Release():
-                run = self.run(entry.run)
-                for name in entry.ids:
-                    self._release(run, name)
-            case Withdraw():
-                self._withdraw(self.run(entry.run))
-            case Look():
-                self.run(entry.run)
-            case Change():
-                self._change(entry)
-            case _:
-                assert_never(entry)
-        return None
-
-    def answer(self, verdicts: list[Verdict | None]) -> Answer:
-        """What the whole exchange comes to."""
-        rates = self.rates()
-        runs = {name: run.books() for name, run in self._runs.items()}
-        return Answer(verdicts, runs, rates.by_kind(), rates.paused, rates.revision)
-
-    def _hold(self, entry: Hold) -> Verdict:
-        run = self.run(entry.run)
-        row = self._execute(
-            "SELECT amount, acts_at, setting FROM holds WHERE run = ? AND id = ?", (run.epoch, entry.id)
-        ).fetchone()
-        if row is not None:  # a tombstone, too: what was settled before must not be held for ever now
-            return Held(row[0], max(0.0, row[1] - self.now), row[2])
-        if entry.reserve:
-            return self._grant(run, entry, entry.worst, [])
-        carves = [carve for carve in entry.carves if self._carved(run, carve.id) is None] if entry.carves else []
-        extra = sum(carve.amount for carve in carves)
-        amount = _fitting(run, entry, extra)
-        if amount is None and not self._is_swept:
-            self.sweep()
-            return self._hold(entry)
-        if amount is None:
-            self._claim(run, max(entry.least + extra, entry.room))
-            return Short()
-        return self._grant(run, entry, amount, carves)
-
-    def _grant(self, run: _Run, entry: Hold, amount: int, carves: Sequence[Carve]) -> Held | Late:
-        rates = self.rates()
-        setting, seconds = rates.wait(entry.takes)
-        if entry.patience is not None and seconds > entry.patience:
-            return Late(setting, seconds)
-        rates.add(entry.takes, -1)
-        self._execute(
-            "INSERT INTO holds (run, id, member, amount, acts_at, setting, state) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (run.epoch, entry.id, self._member, amount, self.now + seconds, setting, OPEN),
-        )
-        run.sums[HELD] += amount
-        run.sums[IN_FLIGHT] += 1
-        run.is_changed = True
-        if entry.reserve:
-            self._draw(run, entry.reserve, entry.worst)
-        for carve in carves:
-            self._execute(
-                "INSERT INTO carves (run, id, member, amount) VALUES (?, ?, ?, ?)",
-                (run.epoch, carve.id, self._member, carve.amount),
-            )
-            run.sums[CARVED] += carve.amount
-        self._withdraw(run)
-        return Held(amount, seconds, setting)
-
-    def _carved(self, run: _Run, name: str) -> int | None:
-        row = self._execute("SELECT amount FROM carves WHERE run = ? AND id = ?", (run.epoch, name)).fetchone()
-        return None if row is None else int(row[0])
-
-    def _draw(self, run: _Run, name: str, amount: int) -> None:
-        """Take from a carve, at most what it has; a negative amount goes back into it."""
-        carved = self._carved(run, name)
-        if carved is not None:
-            drawn = min(amount, carved)
-            self._execute("UPDATE carves SET amount = amount - ? WHERE run = ? AND id = ?", (drawn, run.epoch, name))
-            run.sums[CARVED] -= drawn
-            run.is_changed = True
-
-    def _claim(self, run: _Run, need: int) -> None:
-        """Stand in line for room under the ceiling, if open holds can make it."""
-        if run.ceiling is None or run.ceiling - run.gone < need:
-            self._withdraw(run)
-            return
-        if run.claim is None:
-            run.numbers += 1
-            run.is_changed = True
-        claim = (run.numbers if run.claim is None else run.claim[0]), need
-        if claim != run.claim:  # who only looks whether it is its turn writes nothing
-            run.claim = claim
-            self._execute(
-                "INSERT OR REPLACE INTO claims (run, member, number, amount) VALUES (?, ?, ?, ?)",
-                (run.epoch, self._member, *claim),
-            )
-
-    def _withdraw(self, run: _Run) -> None:
-        if run.claim is not None:
-            self._execute("DELETE FROM claims WHERE run = ? AND member = ?", (run.epoch, self._member))
-            self._reread_claims(run)
-
-    def _reread_claims(self, run: _Run) -> None:
-        run.claim, run.ahead = None, 0
-        self._read_claims(run)
-
-    def _settle(self, entry: Settle) -> None:
-        run = self.run(entry.run)
-        key = run.epoch, entry.id
-        row = self._execute("SELECT amount, state FROM holds WHERE run = ? AND id = ?", key).fetchone()
-        if row is None:
-            if entry.is_held:
-                return
-            self._execute(
-                """INSERT INTO holds (run, id, member, amount, acts_at, setting, state)
-                VALUES (?, ?, '', 0, 0, '', ?)""",
-                (*key, TOMBSTONE),
-            )
-        elif row[1] == TOMBSTONE:
-            return
-        else:
-            self._execute("DELETE FROM holds WHERE run = ? AND id = ?", key)
-            held, count = (HELD, IN_FLIGHT) if row[1] == OPEN else (UNKNOWN, CALLS)
-            run.sums[held] -= row[0]
-            run.sums[count] -= 1
-        for name, amount in entry.booked.items():
-            run.sums[INDEX[name]] += amount
-        run.is_changed = True
-        if entry.gives_back:
-            self.rates().add(entry.gives_back, 1)
-        if entry.returned:
-            self._draw(run, entry.reserve, -entry.returned)
-
-    def _release(self, run: _Run, name: str) -> None:
-        carved = self._carved(run, name)
-        if carved is not None:
-            self._execute("DELETE FROM carves WHERE run = ? AND id = ?", (run.epoch, name))
-            run.sums[CARVED] -= carved
-            run.is_changed = True
-
-    def _change(self, entry: Change) -> None:
-        kept = msgspec.UNSET
-        changed: _Run | _Rates
-        if entry.run:
-            changed = run = self.run(entry.run)
-            run.ceiling = run.ceiling if entry.ceiling is kept else entry.ceiling
-        else:
-            changed = rates = self.rates()
-            if entry.limits is not kept:
-                rates.replace(entry.limits)
-        changed.paused = changed.paused if entry.paused is kept else entry.paused
-        changed.is_changed = True
-
-    # ---------------------------------------------------------------- members and what is over
-
-    def live(self, lease: float, status: str) -> None:
-        """Prolong the lease of this member, which is made if it is not there (any more)."""
-        self._execute(
-            "INSERT OR REPLACE INTO members (id, pacer, deadline, lease, status) VALUES (?, ?, ?, ?, ?)",
-            (self._member, self.pacer, self.now + lease, lease, status),
-        )
-
-    def use(self, epochs: Iterable[int]) -> None:
-        """Note the time of day at which these runs were used."""
-        used_at = time.time()
-        for epoch in epochs:
-            self._execute("UPDATE runs SET used_at = ? WHERE epoch = ?", (used_at, epoch))
-
-    def sweep(self) -> None:
-        """Book what members hold whose lease has run out."""
-        self._is_swept = True
-        # A deadline of before a step back of the clock is as late as one given now.
-        self._execute("UPDATE members SET deadline = ?1 + lease WHERE deadline > ?1 + lease", (self.now,))
-        dead = self._execute("SELECT id FROM members WHERE deadline <= ?", (self.now,)).fetchall()
-        if not dead:
-            return
-        self.write()
-        for (member,) in dead:
-            self._lapse(member)
-            self.drop(member)
-            self._execute("DELETE FROM members WHERE id = ?", (member,))
-        self._runs = {name: self.run_of(run.epoch) for name, run in self._runs.items()}
-
-    def _lapse(self, member: str) -> None:
-        key = member, OPEN
-        rows = self._execute(
-            "SELECT run, SUM(amount), COUNT(*) FROM holds WHERE member = ? AND state = ? GROUP BY run", key
-        ).fetchall()
-        for epoch, amount, count in rows:
-            run = self.run_of(epoch)
-            run.sums[HELD] -= amount
-            run.sums[IN_FLIGHT] -= count
-            run.sums[UNKNOWN] += amount
-            run.sums[CALLS] += count
-            self._write_run(run)
-        self._execute("UPDATE holds SET state = ?3 WHERE member = ?1 AND state = ?2", (*key, LAPSED))
-
-    def drop(self, member: str) -> None:
-        """Remove the carves and claims of a member."""
-        rows = self._execute("SELECT run, SUM(amount) FROM carves WHERE member = ? GROUP BY run", (member,)).fetchall()
-        for epoch, amount in rows:
-            run = self.run_of(epoch)
-            run.sums[CARVED] -= amount
-            self._write_run(run)
-        self._execute("DELETE FROM carves WHERE member = ?", (member,))
-        self._execute("DELETE FROM claims WHERE member = ?", (member,))
-
-    def leave(self) -> None:
-        """The member goes; what it holds lapses when next somebody looks."""
-        self.drop(self._member)
-        self._execute("UPDATE members SET deadline = ? WHERE id = ?", (self.now, self._member))
-
-    def clear_out(self) -> None:
-        """Remove runs that were not used for long, and the pacers that lose their last run with them."""
-        rows = self._execute(
-            "SELECT epoch, pacer, sums FROM runs WHERE used_at < ?", (time.time() - KEPT_SECONDS,)
-        ).fetchall()
-        for epoch, pacer, text in rows:
-            sums = _read_sums(text)
-            if not sums[IN_FLIGHT] and not sums[CARVED]:
-                self.remove(epoch)
-                self._execute(
-                    "DELETE FROM pacers WHERE name = ?1 AND NOT EXISTS (SELECT 1 FROM runs WHERE pacer = ?1)", (pacer,)
-                )
-
-    def remove(self, epoch: int) -> None:
-        """Remove a run and all that belongs to it."""
-        self._execute("DELETE FROM runs WHERE epoch = ?", (epoch,))
-        self._execute("DELETE FROM holds WHERE run = ?", (epoch,))
-        self._execute("DELETE FROM carves WHERE run = ?", (epoch,))
-        self._execute("DELETE FROM claims WHERE run = ?", (epoch,))
-
-    # ---------------------------------------------------------------- whole runs
-
-    def create(self, run: str, ceiling: int | None, limits: tuple[Limit, ...]) -> int:
-        """Make the pacer and the run if they are not there; the epoch of the run."""
-        levels = [limit.burst for limit in limits]
-        self._execute(
-            "INSERT OR IGNORE INTO pacers (name, limits, levels, stamp, paused, revision) VALUES (?, ?, ?, ?, 0, 0)",
-            (self.pacer, _text(limits), _text(levels), self.now),
-        )
-        self._execute(
-            """INSERT OR IGNORE INTO runs (epoch, pacer, name, ceiling, paused, numbers, sums, used_at)
-            VALUES (?, ?, ?, ?, 0, 0, ?, 0)""",
-            (1 + secrets.randbits(62), self.pacer, run, ceiling, _text([0] * len(SUMS))),
-        )
-        return self.epoch_of(run)
-
-    def rows(self) -> list[RunRow]:
-        """Every run of the file."""
-        pacers = {
-            name: self.rates_of(*row)
-            for name, *row in self._execute("SELECT name, limits, levels, stamp, paused, revision FROM pacers")
-        }
-        members: dict[str, tuple[str, ...]] = {}
-        for pacer, status in self._execute("SELECT pacer, status FROM members WHERE status <> '' ORDER BY id"):
-            members[pacer] = (*members.get(pacer, ()), status)
-        found = self._execute("SELECT pacer, name, epoch, used_at FROM runs ORDER BY used_at, pacer, name").fetchall()
-        return [
-            RunRow(
-                pacer,
-                name,
-                self.run_of(epoch).books(),
-                pacers[pacer].limits,
-                {str(kind): level for kind, level in pacers[pacer].by_kind().items()},
-                used_at,
-                members.get(pacer, ()),
-            )
-            for pacer, name, epoch, used_at in found
-        ]
-
-
-def _fitting(run: _Run, entry: Hold, extra: int) -> int | None:
-    """Tokens that may be held under the ceiling, ``extra`` carved out along with them; None if it is too little."""
-    if run.ceiling is None:
-        return entry.worst
-    room = run.ceiling - run.gone
-    amount = min(entry.worst, room - extra)
-    if amount < entry.least or max(amount + extra, entry.room) > room - run.sums[HELD] - run.ahead:
-        return None
-    return amount
-
-
-def _text(value: object) -> str:
-    return _to_json(value).decode()
-
-
-# -------------------------------------------------------------------- the file
 
 
 class SqliteVault:
@@ -581,7 +71,7 @@ class SqliteVault:
         self._pacer = pacer
         self._lease = lease
         self._clock = clock
-        self._member = secrets.token_hex(8)
+        self.member = secrets.token_hex(8)
         self._epochs: dict[str, int] = {}
         self._status = ""
         self._lived_at = -math.inf
@@ -593,7 +83,7 @@ class SqliteVault:
     def open(self, run: str, ceiling: int | None, limits: tuple[Limit, ...]) -> Opened:
         """The run as it is there, made first if there is none."""
 
-        def work(sheet: _Sheet) -> tuple[int, Opened]:
+        def work(sheet: Sheet) -> tuple[int, Opened]:
             sheet.clear_out()
             epoch = sheet.create(run, ceiling, limits)
             sheet.use([epoch])
@@ -607,7 +97,7 @@ class SqliteVault:
     def exchange(self, entries: Sequence[Entry], *, patient: bool = True) -> Answer:
         """Write the entries, all of them in one transaction."""
 
-        def work(sheet: _Sheet) -> Answer:
+        def work(sheet: Sheet) -> Answer:
             if not 0 <= sheet.now - self._lived_at < self._lease / 6:
                 sheet.live(self._lease, self._status)
                 self._lived_at = sheet.now
@@ -619,7 +109,7 @@ class SqliteVault:
         """Prolong the lease, and book what others let lapse."""
         self._status = status
 
-        def work(sheet: _Sheet) -> None:
+        def work(sheet: Sheet) -> None:
             sheet.live(self._lease, status)
             sheet.use(self._epochs.values())
             sheet.sweep()
@@ -634,12 +124,12 @@ class SqliteVault:
     def leave(self) -> None:
         """Drop carves and claims; the holds lapse."""
         self._lived_at = -math.inf
-        self._within(_Sheet.leave)
+        self._within(Sheet.leave)
 
     def rows(self) -> list[RunRow]:
         """Every run in the file, the one used last at the end."""
 
-        def work(sheet: _Sheet) -> list[RunRow]:
+        def work(sheet: Sheet) -> list[RunRow]:
             sheet.sweep()
             return sheet.rows()
 
@@ -652,7 +142,7 @@ class SqliteVault:
     def after_fork(self) -> None:
         """Be another member, with a connection of its own."""
         self._lock = threading.Lock()
-        self._member = secrets.token_hex(8)
+        self.member = secrets.token_hex(8)
         self._status = ""
         self._lived_at = -math.inf
         if self._books is not None:  # a fork that Python was not told of before
@@ -672,7 +162,7 @@ class SqliteVault:
 
     # ---------------------------------------------------------------- transactions
 
-    def _within(self, work: Callable[[_Sheet], T], *, patient: bool = True, creates: bool = False) -> T:
+    def _within(self, work: Callable[[Sheet], T], *, patient: bool = True, creates: bool = False) -> T:
         """Do something in a transaction, again while others are at it and there is time for it."""
         give_up = time.monotonic() + PATIENCE_SECONDS
         pause = 0.0005
@@ -688,12 +178,12 @@ class SqliteVault:
             time.sleep(random.uniform(0.3, 1.0) * pause)  # noqa: S311  # spreads load, hides nothing
             pause = min(0.02, 1.6 * pause)
 
-    def _try(self, work: Callable[[_Sheet], T], creates: bool) -> T:
+    def _try(self, work: Callable[[Sheet], T], creates: bool) -> T:
         lived_at = self._lived_at
         try:
             books = self._connected(creates)
             books.execute("BEGIN IMMEDIATE")
-            sheet = _Sheet(books, self._pacer, self._member, self._epochs, self._clock())
+            sheet = Sheet(books.execute, self._pacer, self.member, self._epochs, self._clock())
             result = work(sheet)
             sheet.write()
             books.execute("COMMIT")
@@ -786,7 +276,7 @@ class SqliteVault:
         if is_blank:
             books.execute("BEGIN IMMEDIATE")
             if self._is_blank(books):
-                for table in _TABLES:
+                for table in TABLES:
                     books.execute(table)
                 books.execute(f"PRAGMA application_id = {APPLICATION_ID:d}")
                 books.execute(f"PRAGMA user_version = {VERSION:d}")
@@ -887,23 +377,22 @@ def _file_system(directory: str) -> str:
 _vaults: weakref.WeakSet[SqliteVault] = weakref.WeakSet()
 _door = threading.Lock()  # who makes the file must have closed it before anybody here connects to it
 _inherited: list[sqlite3.Connection] = []  # never closed: that would drop locks, or the log that the parent writes
-_forking: list[SqliteVault] = []
+_forking: list[threading.Lock] = []
 
 
 def _before_fork() -> None:
     """Wait for transactions to end and close all connections: they open anew on either side."""
     for vault in list(_vaults):
         vault._lock.acquire()
-        _forking.append(vault)
-    _door.acquire()
-    for vault in _forking:
+        _forking.append(vault._lock)
         vault._disconnect()
+    _door.acquire()
 
 
 def _after_fork() -> None:
     _door.release()
     while _forking:
-        _forking.pop()._lock.release()
+        _forking.pop().release()
 
 
 if hasattr(os, "register_at_fork"):

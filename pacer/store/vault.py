@@ -31,8 +31,8 @@ class Forgotten(Exception):
     ``run`` is the run that is gone; all of them, without a name.
     """
 
-    def __init__(self, run: str = "") -> None:
-        super().__init__(run)
+    def __init__(self, why: str, run: str = "") -> None:
+        super().__init__(why)
         self.run = run
 
 
