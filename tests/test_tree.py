@@ -10,8 +10,7 @@ from pacer.entry import Limit
 from pacer.errors import CeilingReached, WaitTooLong
 from pacer.ledger import FINISHED_REMEMBERED, OTHERS, Account
 from pacer.register import RUNS_REMEMBERED
-from pacer.ticket import Caller, Ticket, gate
-from pacer.usage import Rate
+from pacer.ticket import Caller, Ticket
 from tests.engine import Engine, call, granted, place_of
 
 
