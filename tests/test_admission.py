@@ -13,6 +13,8 @@ from pacer.ticket import Caller, gate
 from pacer.usage import Estimate, Rate, Settlement, Usage
 from tests.engine import Engine, call, granted, place_of
 
+pytestmark = pytest.mark.usefixtures("each_store")
+
 
 def test_a_settlement_lets_the_next_one_in():
     """What a call did not use is there for the next one at once."""

@@ -13,6 +13,8 @@ from pacer.register import RUNS_REMEMBERED
 from pacer.ticket import Caller, Ticket
 from tests.engine import Engine, call, granted, place_of
 
+pytestmark = pytest.mark.usefixtures("each_store")
+
 
 def offer(engine: Engine, agent: Account, worst: int, *, wraps_up: bool = False, least: int = -1) -> Ticket:
     return engine.offer(call(worst, least=least), caller=Caller(agent, wraps_up=wraps_up))
