@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from pacer import ledger, verdict
@@ -37,7 +38,7 @@ from pacer.entry import (
 from pacer.fair import Turn
 from pacer.ledger import Account
 from pacer.ticket import Gate, Posted, Reservation, Ticket
-from pacer.usage import Settlement, Usage, Wait
+from pacer.usage import Kind, Settlement, Usage, Wait, Waiting
 
 FRESH_SECONDS = 0.05
 """What was seen of a run so long ago is looked at again before somebody waits or is refused for it."""
@@ -54,6 +55,16 @@ class Receded(Exception):
     """Shared books say that less of a run was spent than they said before: writes were lost."""
 
 
+class _Delay(msgspec.Struct, frozen=True):
+    """Until when a call waits that took more than there was of one rate: ``gate``, if nothing else delays it; and what
+    had been given back to that rate then.
+    """
+
+    until: float
+    gate: Gate | None
+    refunds: int
+
+
 class SharedAdmission(Admission):
     """The admission of one of several processes; ``member`` is what it calls itself in the shared books."""
 
@@ -68,7 +79,8 @@ class SharedAdmission(Admission):
         """Who was answered and goes on waiting."""
         self._lost: dict[Account, str] = {}
         self._seen: dict[Account, list[int]] = {}
-        self._delayed: dict[Ticket, float] = {}
+        self._delayed: dict[Ticket, _Delay] = {}
+        self._refunds: dict[Kind, int] = {}
         self._debtor: Reservation | None = None
         self._unheld: set[Reservation] = set()
         self._claims: set[Account] = set()
@@ -95,6 +107,9 @@ class SharedAdmission(Admission):
         place = ticket.place = self._keep_place(ticket, now)
         if owes:
             self._debtor = place
+            if not ticket.position:  # its turn came before there was a line
+                ticket.account.own.charge(ticket.call.tokens)
+                place.charged = ticket.call.tokens
         self._ask(ticket)
         self._post(self._hold_for(ticket, place, now), ticket, place, now)
         return place
@@ -159,6 +174,7 @@ class SharedAdmission(Admission):
         for gate in self.gates:
             if gate.kind in answer.levels:
                 gate.bucket.set_level(answer.levels[gate.kind] - self._on_the_way(gate), now)
+        self._refunds = answer.refunds
         for name, books in answer.runs.items():
             if (run := self.register.known(name)) is not None:
                 self._see(run, books, now)
@@ -210,10 +226,22 @@ class SharedAdmission(Admission):
         if held.seconds > 0.0:
             ticket.wait = Wait(held.limit, held.seconds)
             ticket.position = ticket.position or 1
-            self._delayed[ticket] = now + held.seconds
+            self._delayed[ticket] = self._delay(place, held, now)
             self._count_delayed(ticket, 1)
         else:
             self._let_in(ticket, place, now, now - ticket.since if ticket.position else 0.0)
+
+    def _delay(self, place: Reservation, held: Held, now: float) -> _Delay:
+        """What others give back shortens it; where several rates are short, nobody knows by how much."""
+        short = [gate for gate in place.gates if gate.bucket.wait_seconds(0.0, now) > 0.0]
+        gate = short[0] if len(short) == 1 and short[0].limit == held.limit else None
+        return _Delay(now + held.seconds, gate, self._refunds.get(gate.kind, 0) if gate else 0)
+
+    def _acts_at(self, ticket: Ticket) -> float:
+        delay = self._delayed[ticket]
+        if delay.gate is None:
+            return delay.until
+        return delay.until - (self._refunds.get(delay.gate.kind, 0) - delay.refunds) / delay.gate.bucket.per_second
 
     def _let_in(self, ticket: Ticket, place: Reservation, now: float, waited_seconds: float) -> None:
         super()._let_in(ticket, place, now, waited_seconds)
@@ -283,13 +311,26 @@ class SharedAdmission(Admission):
 
     # ---------------------------------------------------------------- those who wait
 
+    def _next_decided(self, now: float) -> Ticket | None:
+        if self._debtor is None:
+            return super()._next_decided(now)
+        if self._shrunk:
+            self._dismiss_hopeless(now)
+        self._blocked = []  # all behind the one that has taken more than there was
+        return None
+
+    def _waits(self, account: Account, now: float) -> Iterator[Waiting]:
+        for ticket in self._delayed:
+            if account in ticket.account.path and ticket.wait is not None:
+                yield self._waiting(ticket, Wait(ticket.wait.limit, self._acts_at(ticket) - now), now)
+        yield from super()._waits(account, now)
+
     def pump(self, now: float) -> list[Ticket]:
         """Decide on everybody who can be decided now; see :meth:`pacer.admission.Admission.pump`."""
-        for ticket in [ticket for ticket, acts_at in self._delayed.items() if acts_at <= now]:
-            self._stop_delay(ticket)
-            assert ticket.place is not None, "delayed without a place"
-            self._let_in(ticket, ticket.place, now, now - ticket.since)
-            self._decided.append(ticket)
+        for ticket in list(self._delayed):
+            acts_at = self._acts_at(ticket)
+            if acts_at <= now or (ticket.deadline is not None and acts_at > ticket.deadline):
+                self._end_delay(ticket, acts_at - now, now)
         decided = super().pump(now)
         self._withdraw_claims()
         return decided
@@ -302,13 +343,29 @@ class SharedAdmission(Admission):
     def next_due(self, now: float) -> tuple[Ticket, float] | None:
         """Whose case time alone changes first, and when."""
         due = super().next_due(now)
-        dues = [*self._delayed.items(), *([due] if due is not None else [])]
+        dues = [(ticket, self._acts_at(ticket)) for ticket in self._delayed] + ([due] if due is not None else [])
         return min(dues, key=lambda due: due[1], default=None)
 
     @property
     def waits_for_others(self) -> bool:
         """Whether somebody waits for what no time brings, but perhaps another process."""
-        return self.waiting > len(self._delayed) and (bool(self._held_up) or not self._blocked)
+        if self.waiting > len(self._delayed):
+            return bool(self._held_up) or not self._blocked or bool(self._delayed)
+        return bool(self._delayed)
+
+    def _end_delay(self, ticket: Ticket, seconds: float, now: float) -> None:
+        """It may go now, or has learned that it would come too late."""
+        self._stop_delay(ticket)
+        place = ticket.place
+        assert place is not None, "delayed without a place"
+        if seconds <= 0.0:
+            self._let_in(ticket, place, now, now - ticket.since)
+        else:
+            wait = ticket.wait
+            assert wait is not None, "delayed without a reason"
+            self._undo(place, now)
+            self._refuse(ticket, self._too_long(ticket, Wait(wait.limit, seconds)))
+        self._decided.append(ticket)
 
     def _stop_delay(self, ticket: Ticket) -> None:
         del self._delayed[ticket]
@@ -403,6 +460,13 @@ class SharedAdmission(Admission):
         """The rates have been changed."""
         self.revision = revision
         super().set_limits(limits, now)
+        rates = {gate.kind: gate for gate in self.gates}
+        for ticket, delay in self._delayed.items():
+            if delay.gate is not None and (gate := rates.get(delay.gate.kind)) is not None:
+                seconds = (self._acts_at(ticket) - now) * delay.gate.bucket.per_second / gate.bucket.per_second
+                self._delayed[ticket] = _Delay(now + seconds, gate, self._refunds.get(gate.kind, 0))
+            else:
+                self._delayed[ticket] = _Delay(now, None, 0)
 
     # ---------------------------------------------------------------- a store that is away, or has forgotten
 

@@ -317,10 +317,11 @@ def test_after_a_pause_the_oldest_goes_first():
     engine = Engine(rate=10, burst=100)
     engine.answer(engine.offer(call(100, model="a")), 429, pause=1.0)
     first = engine.offer(call(60, model="a"))
+    engine.offer(call(20, model="b"))  # a call that others share a rate with has its place when it comes to the head
     second = engine.offer(call(50, model="b"))
-    engine.advance(5.5)
+    engine.advance(5.9)
     assert (granted(first), granted(second)) == (False, False)
-    engine.advance(0.6)
+    engine.advance(2.2)
     assert (granted(first), granted(second)) == (True, False)
     engine.advance(5.0)
     assert granted(second)
