@@ -27,7 +27,7 @@ from pacer.errors import StoreError
 from pacer.ledger import Account
 from pacer.shared import Receded, SharedAdmission
 from pacer.store.memory import MemoryStore
-from pacer.store.vault import Away, Busy, Forgotten, Opened, Vault
+from pacer.store.vault import Away, Forgotten, Opened, Vault
 from pacer.ticket import Posted, Reservation, Seat
 from pacer.usage import Status
 
@@ -311,10 +311,11 @@ class SharedStore(MemoryStore):
         self._exchange(patient=True)
 
     def _go_without(self, state: tenacity.RetryCallState) -> None:
+        if state.outcome is not None:
+            self._fail(state.outcome.exception())
+
+    def _fail(self, error: BaseException | None) -> None:
         """An attempt has failed: after the grace, calls are refused or go without the vault."""
-        error = state.outcome.exception() if state.outcome is not None else None
-        if isinstance(error, Busy):
-            return
         with self._books as now:
             if self._away_since is None:
                 self._away_since = now
