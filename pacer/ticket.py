@@ -116,7 +116,7 @@ class Ticket(msgspec.Struct, eq=False):
 class Posted(msgspec.Struct, eq=False):
     """An entry on its way to shared books: whose case it decides, whose place it ends, and when it was written.
 
-    ``done`` is called, outside the lock, when the books have it.
+    ``done`` is called, outside the lock, when the books have it; it ``is_kept`` where it outlives this process.
     """
 
     entry: Entry
@@ -124,6 +124,7 @@ class Posted(msgspec.Struct, eq=False):
     ticket: Ticket | None = None
     place: Reservation | None = None
     done: Callable[[], object] | None = None
+    is_kept: bool = False
 
 
 def gate(limit: str, kind: Kind, rate: Rate, burst: float, now: float) -> Gate:

@@ -4,8 +4,11 @@ outage, a death and a lease that runs out leaves books that are the bill.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import settings
@@ -15,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from pacer.entry import SUMS, Answer, Entry, Limit
 from pacer.ledger import Account
 from pacer.shared import SharedAdmission
+from pacer.store.journal import Journal
 from pacer.store.vault import Away, Vault
 from pacer.ticket import Caller, Reservation, Ticket, gates_of
 from pacer.usage import Settlement, Usage
@@ -55,9 +59,17 @@ class Process:
         self.account = Account("run", opened.run.ceiling, parent=Account("pacer", kind="pacer"))
         self.admission = SharedAdmission(self.account, gates_of(opened.limits, clock.now), vault.member)
         self.store = Desk(
-            self.admission, self.vault, opened.limits, lease=LEASE, failure=failure, grace=2.0, clock=clock
+            self.admission,
+            self.vault,
+            opened.limits,
+            Journal("run", vault.member),
+            lease=LEASE,
+            failure=failure,
+            grace=2.0,
+            clock=clock,
         )
         self.store.see(opened)
+        self.store.work_off_the_dead()
         self.clock = clock
         self.tickets: list[Ticket] = []
         self.billed = 0
@@ -102,6 +114,9 @@ class Fleet(RuleBasedStateMachine):
         is_quick=st.booleans(),
     )
     def open(self, ceiling: int | None, failure: str, number: int, is_quick: bool) -> None:
+        self.directory = TemporaryDirectory()
+        self.environment = patch.dict(os.environ, {"XDG_STATE_HOME": self.directory.name})
+        self.environment.start()
         self.context = SHELVES[self.kind]()
         self.shelf = self.context.__enter__()
         self.ceiling, self.failure, self.is_quick = ceiling, failure, is_quick
@@ -125,6 +140,8 @@ class Fleet(RuleBasedStateMachine):
                 for process in [*self.processes, *self.dead]:
                     process.store._is_closed = True  # the dead have nothing to say at the end of the tests
                 self.context.__exit__(None, None, None)
+                self.environment.stop()
+                self.directory.cleanup()
 
     def _pick(self, number: int) -> Process:
         return self.processes[number % len(self.processes)]
@@ -199,6 +216,7 @@ class Fleet(RuleBasedStateMachine):
     def die(self, number: int) -> None:
         """Killed; another process takes its place."""
         self.dead.append(self.processes.pop(number % len(self.processes)))
+        self.dead[-1].store._journal.leave()
         self._start()
 
     @rule(ceiling=st.none() | st.integers(0, 4_000), number=st.integers(0, 2))
@@ -221,13 +239,6 @@ class Fleet(RuleBasedStateMachine):
         passed = sum(process.admission._oddities["unshared"] for process in [*self.processes, *self.dead])
         if self.ceiling is not None and not passed:
             assert sums["spent"] + sums["unknown"] + sums["held"] + sums["carved"] <= self.ceiling, sums
-
-    def _why(self, process: Process, sums: dict[str, int]) -> str:
-        """Who waits, and for what."""
-        a = process.admission
-        rows = [(p.admission.member, p.admission.waiting, p.admission._claims, p.account.ceiling, p.account.others, p.account.remaining, [(t.wait, t.call.worst, t.call.tokens, t.needs, t.is_asking) for t in p.tickets if t.decision is None and not t.is_left]) for p in self.processes]
-        claims = process.vault._books.execute("select * from claims").fetchall() if hasattr(process.vault,"_books") else ""
-        return f"{sums} {rows} {claims} {a._held_up} {a._shrunk} {a._debtor} {a._blocked}"
 
     def _check_the_end(self) -> None:
         """The dead are booked as unknown, the living as they say; whoever waits can only wait for what is held."""
@@ -257,7 +268,7 @@ class Fleet(RuleBasedStateMachine):
             process.vault.is_quick = True
             process.store.status()
             assert not process.admission.outbox
-            assert process.admission.waiting == 0, self._why(process, sums)
+            assert process.admission.waiting == 0, process.tickets
             assert {name: getattr(process.account, name) for name in SUMS} == sums
 
 
