@@ -21,7 +21,7 @@ from pacer.shared import SharedAdmission
 from pacer.store.journal import Journal
 from pacer.store.vault import Away, Vault
 from pacer.ticket import Caller, Reservation, Ticket, gates_of
-from pacer.usage import Settlement, Usage
+from pacer.usage import Settlement, Source, Usage
 from tests.engine import Clock, Desk, Seat, call, granted, place_of
 from tests.shelves import SHELVES
 
@@ -87,7 +87,7 @@ class Process:
     def settle(self, ticket: Ticket, spent: int, unknown: int) -> None:
         usage = Usage(tokens=spent)
         self.billed += spent
-        source = "partial" if unknown else "provider"
+        source: Source = "partial" if unknown else "provider"
         self.store.settle(place_of(ticket), usage, usage, Settlement(spent, unknown, source))
 
     def work(self) -> bool:

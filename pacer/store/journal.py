@@ -32,6 +32,10 @@ class Journal:
         state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
         self._directory = Path(state) / "token-pacer"
         self._books = hashlib.sha256(of.encode()).hexdigest()[:24]
+        self.after_fork(member)
+
+    def after_fork(self, member: str) -> None:
+        """That of another member, which does not go on with what was written."""
         self._path = self._directory / f"{self._books}-{member}.jsonl"
         self._file: int | None = None
 
@@ -42,14 +46,20 @@ class Journal:
             return
         try:
             if self._file is None:
-                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-                self._file = os.open(self._path, flags, 0o600)
-                fcntl.flock(self._file, fcntl.LOCK_EX)
+                self._file = self._make()
             os.write(self._file, lines)
             os.fsync(self._file)
         except OSError as error:
             _log.warning("settlements are kept in memory only: %s cannot be written: %s", self._path, error.strerror)
+
+    def _make(self) -> int:
+        """The file, which is locked before it can be found."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        unfound = self._path.with_suffix(".new")
+        file = os.open(unfound, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        unfound.rename(self._path)
+        return file
 
     def clear(self) -> None:
         """All of it is in the books."""

@@ -375,6 +375,7 @@ class SharedStore(MemoryStore):
         self._armed = None
         self._vault.after_fork()
         self._shared.member = self._vault.member
+        self._journal.after_fork(self._vault.member)
         self._shared.forget_the_living()
 
 
