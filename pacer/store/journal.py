@@ -1,7 +1,8 @@
 """What could not be written into shared books while their store was away, on the disk of this machine.
 
-One file a process, a JSON object a line, locked as long as the process lives. Whoever opens the same books next writes
-in what dead processes have left; every entry has its id, so nothing is booked twice.
+One file a process, a JSON object a line, locked as long as the process lives; a power failure may take its last lines.
+Whoever opens the same books next writes in what dead processes have left. Every entry has its id, so nothing is booked
+twice.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +38,7 @@ class Journal:
 
     def after_fork(self, member: str) -> None:
         """That of another member, which does not go on with what was written."""
+        self._lock = threading.Lock()
         self._path = self._directory / f"{self._books}-{member}.jsonl"
         self._file: int | None = None
 
@@ -45,10 +48,10 @@ class Journal:
         if not lines:
             return
         try:
-            if self._file is None:
-                self._file = self._make()
-            os.write(self._file, lines)
-            os.fsync(self._file)
+            with self._lock:
+                if self._file is None:
+                    self._file = self._make()
+                os.write(self._file, lines)
         except OSError as error:
             _log.warning("settlements are kept in memory only: %s cannot be written: %s", self._path, error.strerror)
 
@@ -70,9 +73,10 @@ class Journal:
 
     def leave(self) -> None:
         """Leave it to others, as a process does that dies."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
 
     def work_off(self, write: Callable[[list[Settle]], object]) -> None:
         """Let ``write`` write what dead processes have left for these books. Raises: what that raises."""
