@@ -148,11 +148,13 @@ class RunBooks(msgspec.Struct, frozen=True):
 class Answer(msgspec.Struct, frozen=True):
     """What an exchange brought: one verdict an entry (``None`` for those that are no holds), and how things stand.
 
-    ``revision`` is another one when the limits of the pacer were changed; ``levels`` are those of its rates, by kind.
+    ``revision`` is another one when the limits of the pacer were changed; ``levels`` are those of its rates, by kind,
+    and ``refunds`` all that was ever given back to them: who took more than there was may go so much sooner.
     """
 
     verdicts: list[Verdict | None]
     runs: dict[str, RunBooks]
     levels: dict[Kind, float]
+    refunds: dict[Kind, int]
     paused: bool = False
     revision: int = 0

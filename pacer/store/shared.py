@@ -22,12 +22,13 @@ import msgspec
 import tenacity
 
 from pacer.admission import Admission
-from pacer.entry import Change, Limit, Look
+from pacer.entry import Change, Limit, Look, Settle
 from pacer.errors import StoreError
 from pacer.ledger import Account
 from pacer.shared import Receded, SharedAdmission
+from pacer.store.journal import Journal
 from pacer.store.memory import MemoryStore
-from pacer.store.vault import Away, Busy, Forgotten, Opened, Vault
+from pacer.store.vault import Away, Forgotten, Opened, Vault
 from pacer.ticket import Posted, Reservation, Seat
 from pacer.usage import Status
 
@@ -59,6 +60,7 @@ class SharedStore(MemoryStore):
         admission: SharedAdmission,
         vault: Vault,
         limits: tuple[Limit, ...],
+        journal: Journal,
         *,
         lease: float,
         failure: Literal["refuse", "pass"],
@@ -69,6 +71,7 @@ class SharedStore(MemoryStore):
         self._shared = admission
         self._vault = vault
         self._limits = limits
+        self._journal = journal
         self._lease = lease
         self._passes_when_away = failure == "pass"
         self._grace = grace
@@ -102,6 +105,11 @@ class SharedStore(MemoryStore):
         """The pacer's own run was opened: this is how it stands."""
         with self._books as now:
             self._see(self.account, opened, now)
+
+    def work_off_the_dead(self) -> None:
+        """Book what processes that have died could not."""
+        with suppress(Away, Forgotten):  # it is left to who comes next
+            self._journal.work_off(lambda settlements: self._at_vault(lambda vault: vault.exchange(settlements)))
 
     def _see(self, run: Account, opened: Opened, now: float) -> None:
         self._shared.revision = opened.revision
@@ -145,6 +153,8 @@ class SharedStore(MemoryStore):
         with suppress(Away, Forgotten, StoreError):
             self._exchange(patient=True)
         self._is_closed = True
+        self._keep()
+        self._journal.leave()
         with suppress(Away, Forgotten, StoreError):
             self._at_vault(_leave)
         self._bell.set()
@@ -311,10 +321,11 @@ class SharedStore(MemoryStore):
         self._exchange(patient=True)
 
     def _go_without(self, state: tenacity.RetryCallState) -> None:
+        if state.outcome is not None:
+            self._fail(state.outcome.exception())
+
+    def _fail(self, error: BaseException | None) -> None:
         """An attempt has failed: after the grace, calls are refused or go without the vault."""
-        error = state.outcome.exception() if state.outcome is not None else None
-        if isinstance(error, Busy):
-            return
         with self._books as now:
             if self._away_since is None:
                 self._away_since = now
@@ -326,9 +337,18 @@ class SharedStore(MemoryStore):
                     now - self._grace, f"{error}. It is tried again; see store_failure and store_grace.", now
                 )
                 self._take_told()
+        self._keep()
         for tell in waiters:
             with suppress(RuntimeError):  # its event loop is closed
                 tell()
+
+    def _keep(self) -> None:
+        """Write down what cannot be booked now, that it outlives this process."""
+        ends = [posted for posted in list(self._admission.outbox) if isinstance(posted.entry, Settle)]
+        new = [posted for posted in ends if not posted.is_kept]
+        self._journal.append([posted.entry for posted in new if isinstance(posted.entry, Settle)])
+        for posted in new:
+            posted.is_kept = True
 
     def _tell_away(self, error: BaseException | None) -> None:
         if not self._is_told_away:
@@ -342,6 +362,7 @@ class SharedStore(MemoryStore):
         with self._books:
             self._away_since = None
             self._shared.passes = False
+        self._journal.clear()
         if self._is_told_away:
             self._is_told_away = False
             _log.warning("run %s: its store is back, and everything is written", self.account.name)

@@ -256,7 +256,7 @@ local function tell(verdict)
     if fault then
       return fault
     end
-    told.runs, told.levels = {}, {}
+    told.runs, told.levels, told.refunds = {}, {}, {}
     for run, epoch in pairs(who.epochs) do
       local found, missing = read(run, epoch)
       if missing then
@@ -266,6 +266,7 @@ local function tell(verdict)
     end
     for _, limit in ipairs(limits) do
       told.levels[limit.kind] = spell(limit.level)
+      told.refunds[limit.kind] = redis.call('HGET', books, '/refunds/' .. limit.kind) or '0'
     end
     told.paused, told.revision = unpack(redis.call('HMGET', books, '/paused', '/revision'))
   end
