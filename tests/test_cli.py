@@ -139,7 +139,13 @@ def test_runs_as_json_is_one_array_with_these_fields(store):
         book(opened, "nightly", 300)
         (row,) = json.loads(pacer("runs", "--json", "--store", store).stdout)
     assert set(row) == set(view.RunView.__struct_fields__)
-    assert (row["run"], row["spent"], row["remaining"], row["used_share"], row["calls"]) == ("nightly", 300, 700, 0.3, 1)
+    assert (row["run"], row["spent"], row["remaining"], row["used_share"], row["calls"]) == (
+        "nightly",
+        300,
+        700,
+        0.3,
+        1,
+    )
 
 
 def test_a_store_without_runs(store):
