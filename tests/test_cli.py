@@ -17,8 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from pacer import Pacer
 from pacer.cli import screen, view
@@ -226,7 +225,7 @@ def test_what_another_release_tells_is_counted_though_it_cannot_be_read(store, s
         opened.renew(status)
         seen = json.loads(pacer("status", "--json", "--store", store).stdout)
         assert seen["living"][0]["is_readable"] is False
-        assert "tells what this release cannot read" in pacer("status", "--store", store).stdout
+        assert "(not readable)" in pacer("status", "--store", store).stdout
 
 
 def test_looking_leaves_no_process_behind(store):
@@ -263,7 +262,7 @@ def test_a_long_name_stays_on_its_line(store):
         lines = pacer("status", "--store", store).stdout.splitlines()
     assert all(len(line) <= 80 for line in lines)
     assert not any("forged" in line for line in lines)
-    assert lines[-1].split()[-8:] == ["…", "7", "0", "0", "0", "0", "0", "0"]
+    assert lines[-1].split()[-8:] == ["x…", "7", "0", "0", "0", "0", "0", "0"]
 
 
 def test_a_run_that_is_asked_for_by_an_odd_name_is_an_odd_name(store):
@@ -489,7 +488,7 @@ def test_colours_are_for_terminals_that_want_them(store):
         assert "\x1b" not in pacer("runs", "--store", store).stdout
 
 
-def test_what_a_killed_process_held_is_unknown_when_its_lease_is_over_and_its_spending_stays(store):
+def test_what_a_killed_process_has_spent_stays(store):
     with process(store, 2) as child:
         until_shown(store, lambda seen: seen["processes"] == 1)
         child.send_signal(signal.SIGKILL)

@@ -190,8 +190,8 @@ def _waits(living: Iterable[Process]) -> Table:
 def _agents(living: Iterable[Process]) -> Table:
     table = _table("agents", "spent", "unknown", "held", "calls", "in\nflight", "waiting", "refused")
     for process in living:
-        told = "" if process.is_readable else " tells what this release cannot read"
-        table.add_row(_cut(f"{plain(process.process) or 'a process'}{told}", "bold"))
+        name = plain(process.process) or "a process"
+        table.add_row(_cut(name if process.is_readable else f"{name} (not readable)", "bold"))
         for depth, agent in _below(process):
             table.add_row(_cut(_indented(depth, agent)), *_of_agent(agent))
     return table
