@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -228,11 +229,13 @@ def test_what_another_release_tells_is_counted_though_it_cannot_be_read(store, s
         assert "(not readable)" in pacer("status", "--store", store).stdout
 
 
-def test_looking_leaves_no_process_behind(store):
+def test_looking_and_setting_leave_no_process_behind(store):
     with vault(store) as opened:
-        before = opened.rows()
-        pacer("status", "--store", store)
-        assert [row.members for row in opened.rows()] == [row.members for row in before] == [()]
+        for command in (("status",), ("set", "nightly", "--pause")):
+            assert pacer(*command, "--store", store).exit_code == 0
+        opened.rows()
+        with closing(sqlite3.connect(store.removeprefix("sqlite:"))) as file:
+            assert file.execute("SELECT id FROM members").fetchall() == [(opened.member,)]
 
 
 # -------------------------------------------------------------------- names from elsewhere
