@@ -76,7 +76,7 @@ class SharedAdmission(Admission):
         self.passes = False
         """Whether calls go without asking, because the store is away."""
         self.told: list[Ticket] = []
-        """Who was answered and goes on waiting."""
+        """Who was answered: to be woken even if nobody waits in line."""
         self._lost: dict[Account, str] = {}
         self._seen: dict[Account, list[int]] = {}
         self._delayed: dict[Ticket, _Delay] = {}
@@ -201,9 +201,7 @@ class SharedAdmission(Admission):
                 self._refuse(ticket, self._too_long(ticket, Wait(said.limit, said.seconds)))
             case None:
                 self._consider(ticket, now)
-        if ticket.decision is not None:
-            self._decided.append(ticket)
-        elif is_new and not ticket.is_asking:
+        if ticket.decision is not None or (is_new and not ticket.is_asking):
             self.told.append(ticket)
 
     def _consider(self, ticket: Ticket, now: float) -> None:
@@ -495,7 +493,7 @@ class SharedAdmission(Admission):
         else:
             self._pass(ticket.place)
             self._let_in(ticket, ticket.place, now, now - ticket.since)
-        (self.told if ticket.decision is None else self._decided).append(ticket)
+        self.told.append(ticket)
 
     def _pass(self, place: Reservation) -> None:
         self._unheld.add(place)
@@ -513,7 +511,7 @@ class SharedAdmission(Admission):
                 if ticket.place is not None:
                     self._put_back(ticket, now)
                 self._refuse(ticket, verdict.store_unavailable(ticket.call, ticket.account, why))
-                self._decided.append(ticket)
+                self.told.append(ticket)
         for run in lost:
             self._dismiss(self._waiting_below(run), why, now)
 
@@ -525,7 +523,7 @@ class SharedAdmission(Admission):
         for ticket in list(tickets):
             self._unqueue(ticket, now)
             self._refuse(ticket, verdict.store_unavailable(ticket.call, ticket.account, why))
-            self._decided.append(ticket)
+            self.told.append(ticket)
 
     def telling(self, now: float) -> dict[str, Any]:
         """What this process has to show of each run: its agents, who waits for what, what was refused."""

@@ -245,6 +245,7 @@ class SharedStore(MemoryStore):
     def _lose_here(self, name: str, why: str, now: float) -> None:
         """Nothing of a run (of all runs, without a name) is let go any more."""
         self._shared.lose(name, why, now)
+        self._take_told()
         _log.error("run %s: nothing more is let go, its store cannot be relied on: %s", name or self.account.name, why)
 
     # ---------------------------------------------------------------- the clerk
