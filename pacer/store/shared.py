@@ -11,6 +11,7 @@ import atexit
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -22,7 +23,7 @@ import msgspec
 import tenacity
 
 from pacer.admission import Admission
-from pacer.entry import Change, Limit, Look
+from pacer.entry import Change, Limit, Look, Settle
 from pacer.errors import StoreError
 from pacer.ledger import Account
 from pacer.shared import Receded, SharedAdmission
@@ -81,6 +82,7 @@ class SharedStore(MemoryStore):
         self._is_closed = False
         self._make_threads()
         _open_ones.add(self)
+        _close_with_process(self)
 
     def _make_threads(self) -> None:
         self._wire = threading.Lock()
@@ -142,12 +144,25 @@ class SharedStore(MemoryStore):
         """Write what is left to write; what was carved out goes back, what is held is left to its lease."""
         if self._is_closed:
             return
-        with suppress(Away, Forgotten, StoreError):
-            self._exchange(patient=True)
         self._is_closed = True
-        with suppress(Away, Forgotten, StoreError):
+        with suppress(Forgotten, StoreError):
+            self._at_vault(self._write_the_rest)
+        if unwritten := sum(isinstance(posted.entry, Settle) for posted in self._admission.outbox):
+            _log.error("run %s: ends of %d calls could not be written to its store", self.account.name, unwritten)
+        with suppress(Forgotten, StoreError):
             self._at_vault(_leave)
         self._bell.set()
+
+    def _write_the_rest(self, vault: Vault) -> None:
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Away),
+            wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.25),
+            stop=tenacity.stop_after_delay(self._grace),
+            reraise=True,
+        ):
+            with attempt:
+                while self._admission.outbox:
+                    _tell(self._exchange_batch(patient=True))
 
     def _changes_all(self) -> bool:
         outbox = self._admission.outbox
@@ -186,7 +201,7 @@ class SharedStore(MemoryStore):
         rounds = 0
         self._at_it.now = True
         try:
-            while self._admission.outbox and (patient or rounds < ROUNDS_OF_CALLERS):
+            while self._admission.outbox and not self._is_closed and (patient or rounds < ROUNDS_OF_CALLERS):
                 if not self._wire.acquire(blocking=False):
                     return
                 rounds += 1
@@ -196,9 +211,7 @@ class SharedStore(MemoryStore):
                     self._wire.release()
                 with self._books:
                     pass  # who is let in is woken, and who comes next is asked for
-                for tell in written:
-                    with suppress(RuntimeError):  # its event loop is closed
-                        tell()
+                _tell(written)
         finally:
             self._at_it.now = False
 
@@ -251,7 +264,7 @@ class SharedStore(MemoryStore):
     # ---------------------------------------------------------------- the clerk
 
     def _ring(self) -> None:
-        if self._clerk is None:
+        if self._clerk is None and not self._is_closed:
             with self._lock:
                 starts = self._clerk is None
                 if starts:
@@ -296,6 +309,8 @@ class SharedStore(MemoryStore):
             runs = self._shared.telling(now)
         self._has_news = False
         with self._wire:
+            if self._is_closed:
+                return
             self._vault.renew(
                 msgspec.json.encode({"process": f"{socket.gethostname()}:{os.getpid()}", "runs": runs}).decode()
             )
@@ -327,9 +342,7 @@ class SharedStore(MemoryStore):
                     now - self._grace, f"{error}. It is tried again; see store_failure and store_grace.", now
                 )
                 self._take_told()
-        for tell in waiters:
-            with suppress(RuntimeError):  # its event loop is closed
-                tell()
+        _tell(waiters)
 
     def _tell_away(self, error: BaseException | None) -> None:
         if not self._is_told_away:
@@ -356,11 +369,20 @@ class SharedStore(MemoryStore):
         self._vault.after_fork()
         self._shared.member = self._vault.member
         self._shared.forget_the_living()
+        _close_with_process(self)
 
 
 def _leave(vault: Vault) -> None:
-    vault.leave()
-    vault.close()
+    try:
+        vault.leave()
+    finally:
+        vault.close()
+
+
+def _tell(waiters: list[Callable[[], object]]) -> None:
+    for tell in waiters:
+        with suppress(RuntimeError):  # its event loop is closed
+            tell()
 
 
 def _serve(store_of: weakref.ref[SharedStore], bell: threading.Event) -> None:
@@ -382,3 +404,16 @@ _open_ones: weakref.WeakSet[SharedStore] = weakref.WeakSet()
 def _close_all() -> None:
     for store in list(_open_ones):
         store.close()
+
+
+def _close_with_process(store: SharedStore) -> None:
+    """A child of multiprocessing runs nothing that was registered with atexit before it was there."""
+    processes = sys.modules.get("multiprocessing.util")
+    if processes is not None:
+        processes.register_after_fork(store, _finalize)
+        _finalize(store)
+
+
+def _finalize(store: SharedStore) -> None:
+    last = -100
+    sys.modules["multiprocessing.util"].Finalize(None, _close_all, exitpriority=last)
