@@ -53,6 +53,8 @@ class Provider(Server):
     stops: bool = False
     """Tells callers to stop, with its answers."""
 
+    request_queue_size = 128
+
     def __post_init__(self) -> None:
         self._counting = threading.Lock()
         self._never = threading.Event()
