@@ -6,24 +6,33 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
+import httpx
 import pytest
 
-from pacer import settings
+from pacer import Pacer, settings
+from pacer.errors import SettingsError
 from pacer.store.opening import vault_of
 from pacer.store.vault import RunRow
 from tests import worker
-from tests.servers import Connection, Server, answer_json, whole
+from tests.servers import URL, Connection, Inner, Server, answer_json, ask, ok, whole
 from tests.valkey import Valkey
 from tests.worker import BILLED, CAP, INPUT, RESERVED, Told
+from transports import BudgetTransport
 
+ROOT = Path(__file__).parent.parent
 PROCESSES, CALLERS = 4, 8
 JSON = "content-type: application/json"
 # Forked from a server that has all modules: a process is there in a moment, and has nothing of this one.
@@ -66,15 +75,27 @@ class Provider(Server):
                 return  # whoever wrote it was killed meanwhile
             cap = json.loads(request[1])["max_tokens"]
             self.calls.append((time.monotonic(), cap))
-            self.think(cap)
+            output = self.think(cap)
             with self._counting:
-                self.bill += INPUT + cap
-            usage = {"prompt_tokens": INPUT, "completion_tokens": cap, "total_tokens": INPUT + cap}
+                self.bill += INPUT + output
+            usage = {"prompt_tokens": INPUT, "completion_tokens": output, "total_tokens": INPUT + output}
             connection.write(whole(answer_json(usage), JSON, *(["x-stop: 1"] if self.stops else [])))
 
-    def think(self, cap: int) -> None:
-        """What an answer takes."""
+    def think(self, cap: int) -> int:
+        """Take the time of an answer, and the tokens of its output."""
         self._never.wait(self.seconds)
+        return cap
+
+
+@dataclass
+class Gatekeeper(Provider):
+    """Answers one call for each time it is let, with few tokens."""
+
+    lets: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def think(self, cap: int) -> int:
+        self.lets.acquire()
+        return 5
 
 
 @pytest.fixture
@@ -104,8 +125,15 @@ class Crew:
     ) -> Worker:
         """One more worker."""
         own = self.environment | {f"PACER_{name.upper()}": str(value) for name, value in environment.items()}
-        self.workers.append(Worker(own, self.provider.url, callers, calls, cap))
+        self.workers.append(Worker(worker.start, own, self.provider.url, callers, calls, cap))
         return self.workers[-1]
+
+    def join(self, **environment: object) -> str:
+        """What another process with these settings is told when it joins."""
+        own = self.environment | {f"PACER_{name.upper()}": str(value) for name, value in environment.items()}
+        self.workers.append(Worker(worker.join, own))
+        told: str = self.workers[-1].told()
+        return told
 
     def row(self) -> RunRow:
         """How the run stands on disk."""
@@ -133,16 +161,11 @@ class Crew:
 class Worker:
     """One process."""
 
-    def __init__(self, environment: dict[str, str], url: str, callers: int, calls: int | None, cap: int) -> None:
+    def __init__(self, does: Callable[..., None], *given: object) -> None:
         self._pipe, theirs = FORKS.Pipe()
-        self._process = FORKS.Process(target=worker.start, args=(theirs, environment, url, callers, calls, cap))
+        self._process = FORKS.Process(target=does, args=(theirs, *given))
         self._process.start()
         theirs.close()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has ended."""
-        return self._process.exitcode is not None
 
     def kill(self) -> None:
         """Kill -9."""
@@ -150,9 +173,9 @@ class Worker:
         self._process.join()
         self._pipe.close()
 
-    def told(self) -> Told:
-        """What became of its calls, when it has ended by itself."""
-        told: Told = self._pipe.recv()
+    def told(self) -> Any:
+        """What it has to tell, when it has ended by itself."""
+        told = self._pipe.recv()
         self._process.join()
         assert self._process.exitcode == 0
         return told
@@ -170,7 +193,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def valkey() -> Iterator[Valkey]:
     """A server that writes everything down."""
-    with Valkey(appendonly="yes") as server:
+    with Valkey(appendonly="yes", appendfsync="always") as server:
         yield server
 
 
@@ -202,7 +225,7 @@ def test_whoever_is_killed_at_any_moment_the_bill_is_in_the_books_and_under_the_
         crew.check(ceiling)
         running.append(crew.start())
     for one in running:
-        assert {status for status, _ in one.told()} <= {200, 402}
+        assert {status for status, _ in one.told()} == {200, 402}
         crew.check(ceiling)
     until(lambda: (crew.sums()["held"], crew.sums()["in_flight"]) == (0, 0))
     crew.check(ceiling)
@@ -283,3 +306,156 @@ def test_calls_go_without_a_store_that_is_away_and_are_booked_when_it_is_back(ou
     told = through_an_outage(outage, valkey, provider, crew)
     assert {status for status, _ in told} == {200}
     assert max(seconds for _, seconds in told) < 0.5 + 2
+
+
+# ---------------------------------------------------------------- waiting for one another
+
+
+def exchanges(valkey: Valkey) -> int:
+    """How many scripts a server has run."""
+    found = re.search(rb"cmdstat_evalsha:calls=(\d+)", valkey.ask("INFO", "commandstats"))
+    return int(found[1]) if found else 0
+
+
+def looks_a_second(valkey: Valkey) -> float:
+    before, since = exchanges(valkey), time.monotonic()
+    until(passed(1.0))
+    return (exchanges(valkey) - before) / (time.monotonic() - since)
+
+
+def test_what_one_process_gives_back_lets_another_one_go_at_once(store, request, crew_of):
+    """One call at a time has room; whoever waits for it in another process hears of it soon, and does not storm."""
+    with Gatekeeper() as provider:
+        crew = crew_of(store, provider, ceiling=12_000, output_cap="leave")
+        crew.start(callers=1, cap=10_000)
+        until(lambda: len(provider.calls) == 1)
+        crew.start(callers=1, cap=10_000)
+        took = []
+        for served in range(1, 21):
+            until(lambda: crew.row().books.claimed > 0)
+            let = time.monotonic()
+            provider.lets.release()
+            until(lambda served=served: len(provider.calls) > served)
+            took.append(provider.calls[served][0] - let)
+        print(f"wake-up: median {statistics.median(took) * 1e3:.0f} ms, longest {max(took) * 1e3:.0f} ms")
+        assert statistics.median(took) < 0.3
+        assert max(took) < 1.0
+        until(lambda: crew.row().books.claimed > 0)
+        if store.startswith("redis:"):
+            looks = looks_a_second(request.getfixturevalue("valkey"))
+            print(f"{looks:.1f} looks a second")
+            assert 5 < looks <= 25
+
+
+def test_one_rate_holds_for_all_processes_and_a_large_call_is_not_starved(store, provider, crew_of):
+    """Tokens in any time T are at most burst + rate x T; what is larger than the burst goes in its turn."""
+    rate, burst, cap = 4_000, 1_000, 2_000
+    crew = crew_of(store, provider, tokens_per_second=rate, burst=burst)
+    flood = [crew.start(callers=4) for _ in range(3)]
+    more_calls(provider, 30)
+    ((status, seconds),) = crew.start(callers=1, calls=1, cap=cap).told()
+    more_calls(provider, 30)
+    provider.stops = True
+    for one in flood:
+        assert {status for status, _ in one.told()} == {200}
+    level, highest, last = 0.0, 0.0, provider.calls[0][0]
+    for at, output in provider.calls:
+        level = max(0.0, level - (at - last) * rate) + INPUT + output
+        highest, last = max(highest, level), at
+    length = last - provider.calls[0][0]
+    print(f"{highest:.0f} above the rate at most, {provider.bill / length:.0f}/s; the large call waited {seconds:.2f} s")
+    assert status == 200
+    assert seconds < 3
+    assert highest <= burst + INPUT + cap + rate * 0.1, "more than the burst, the debt and a late arrival"
+    assert provider.bill / length > rate / 2
+
+
+# ---------------------------------------------------------------- families
+
+
+@pytest.mark.parametrize("way", ["os.fork", "fork", "spawn", "subprocess"])
+def test_a_process_and_its_children_share_one_ceiling(way, store, provider, crew_of):
+    """Forked with an open pacer and an open call, or told by nothing but the environment."""
+    ceiling = 3_000
+    crew = crew_of(store, provider, ceiling=ceiling)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.worker", provider.url, way],
+        env=os.environ | crew.environment | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0
+    now = crew.sums()
+    assert (now["spent"], now["unknown"], now["held"], now["in_flight"]) == (provider.bill, 0, 0, 0)
+    assert ceiling - RESERVED < provider.bill <= ceiling
+
+
+# ---------------------------------------------------------------- limits
+
+
+def test_other_limits_for_one_run_are_refused_or_change_it_for_all(store, provider, crew_of):
+    crew = crew_of(store, provider)
+    with closing(Pacer(store=store, run="nightly", ceiling=5_000, tokens_per_second=100)) as first:
+        assert crew.join(ceiling=5_000, tokens_per_second=100) == ""
+        assert crew.join() == "", "what is not given is as it is there"
+        told = crew.join(ceiling=7_000)
+        assert "ceiling=5000" in told
+        assert "ceiling=7000" in told
+        told = crew.join(tokens_per_second=200)
+        assert "tokens_per_second=100" in told
+        assert "tokens_per_second=200" in told
+        assert (first.status().ceiling, first.status().tokens_per_second) == (5_000, 100)
+        assert crew.join(ceiling=7_000, tokens_per_second=200, update_limits="on") == ""
+        until(lambda: (first.status().ceiling, first.status().tokens_per_second) == (7_000, 200))
+
+
+# ---------------------------------------------------------------- names
+
+NAMES = [
+    *("../../../../tmp/agent", "a\nERROR run nightly: forged", "a\r\nx-forged: 1", "{}", "{other}", "x" * 10_000),
+    *("a\0b", "a|open|9", "'; DROP TABLE runs; --", "pacer:1:{nightly}:books", "%0d%0ax-forged: 1", "\u2028é", "%s%n"),
+]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "", "x" * 129, "nightly\n"])
+def test_a_run_has_no_name_that_leaves_its_place(name, tmp_path):
+    with pytest.raises(SettingsError, match="run="):
+        Pacer(store=f"sqlite:{tmp_path / 'books.db'}", run=name)
+    with closing(Pacer(store=f"sqlite:{tmp_path / 'books.db'}")) as pacer, pytest.raises(SettingsError, match="run="):
+        pacer.run(name)
+
+
+@pytest.mark.parametrize("given_as", ["scope", "header"])
+def test_the_name_of_an_agent_does_not_leave_its_place(given_as, store, request, caplog, tmp_path, crew_of, provider):
+    """It may be any string. It is shown in JSON, quoted in headers, spelt out in logs, and names no key and no file."""
+    crew = crew_of(store, provider)
+    caplog.set_level("DEBUG", "pacer")
+    with (
+        closing(Pacer(store=store, run="nightly", agent_ceiling=150)) as pacer,
+        httpx.Client(transport=BudgetTransport(Inner(ok()), pacer=pacer)) as client,
+        ExitStack() as stack,
+    ):
+        for name in NAMES:
+            headers = {}
+            if given_as == "scope":
+                stack.enter_context(pacer.agent(name, reserve=100))
+            else:
+                headers = {"x-pacer-agent": quote(name)}
+            assert client.post(URL, json=ask(30), headers=headers).status_code in (200, 402)
+            refused = client.post(URL, json=ask(30_000), headers=headers)
+            assert refused.status_code == 402
+            assert unquote(refused.headers["x-pacer-agent"]).endswith(name[:128])
+            assert refused.headers["x-pacer-agent"].isprintable()
+            assert "x-forged" not in refused.headers
+            assert refused.json()["agent"].endswith(name[:128])
+        json.loads(pacer.status().json())
+        until(lambda: any(NAMES[0] in shown for shown in crew.row().members))
+        (shown,) = crew.row().members
+        assert json.loads(shown)["runs"].keys() == {"nightly"}
+        if store.startswith("redis:"):
+            keys = request.getfixturevalue("valkey").ask("KEYS", "*").split(b"\r\n")[2::2]
+            assert all(re.fullmatch(rb"pacer:1:\{nightly\}:[a-z]+", key) for key in keys)
+        else:
+            assert {file.name for file in tmp_path.iterdir()} <= {"books.db", "books.db-wal", "books.db-shm"}
+    assert all(record.getMessage().isprintable() for record in caplog.records)
