@@ -83,6 +83,7 @@ class SharedAdmission(Admission):
         self._refunds: dict[Kind, int] = {}
         self._debtor: Reservation | None = None
         self._unheld: set[Reservation] = set()
+        self._carves: dict[str, int] = {}
         self._claims: set[Account] = set()
         self._asking: Counter[Account] = Counter()
         self._highest: dict[Account, int] = {}
@@ -150,14 +151,8 @@ class SharedAdmission(Admission):
     def _post(
         self, entry: Entry, ticket: Ticket | None = None, place: Reservation | None = None, since: float = 0.0
     ) -> None:
-        if any(run.name == entry.run for run in self._lost):
-            return
-        carved = 0
-        if isinstance(entry, Hold):
-            carved = -entry.worst if entry.reserve else sum(carve.amount for carve in entry.carves)
-        elif isinstance(entry, Settle):
-            carved = entry.returned
-        self.outbox.append(Posted(entry, since, ticket, place, carved))
+        if not any(run.name == entry.run for run in self._lost):
+            self.outbox.append(Posted(entry, since, ticket, place))
 
     def _id(self, place: Reservation) -> str:
         return f"{self.member}.{place.id}{'p' if place in self._unheld else ''}"
@@ -259,19 +254,35 @@ class SharedAdmission(Admission):
     def _acknowledge(self, posted: Posted, said: Verdict | None) -> None:
         """Keep account of what of the shared sums is this process's."""
         entry, place = posted.entry, posted.place
-        if place is not None:
-            own = self._seen_of(place.account.run)
-            if isinstance(said, Held):
-                place.shared = said.amount
-                self._add(own, {"held": said.amount, "in_flight": 1, "carved": posted.carved})
-            elif isinstance(entry, Settle):
-                self._unwritten.pop(place, None)
-                if entry.is_held and place.shared is not None:
-                    self._add(own, {"held": -place.shared, "in_flight": -1, "carved": posted.carved})
-                if not entry.is_held or place.shared is not None:
-                    self._add(own, entry.booked)
-        elif isinstance(entry, Release) and (run := self.register.known(entry.run)) is not None:
-            self._add(self._seen_of(run), {"carved": posted.carved})
+        if isinstance(entry, Release) and (run := self.register.known(entry.run)) is not None:
+            self._add(self._seen_of(run), {"carved": -sum(self._carves.pop(name, 0) for name in entry.ids)})
+        if place is None:
+            return
+        own = self._seen_of(place.account.run)
+        if isinstance(entry, Hold) and isinstance(said, Held):
+            place.shared = said.amount
+            self._add(own, {"held": said.amount, "in_flight": 1, "carved": self._carve_there(entry)})
+        elif isinstance(entry, Settle):
+            self._unwritten.pop(place, None)
+            if entry.is_held and place.shared is not None:
+                returned = self._add_to_carve(entry.reserve, entry.returned)
+                self._add(own, {"held": -place.shared, "in_flight": -1, "carved": returned})
+            if not entry.is_held or place.shared is not None:
+                self._add(own, entry.booked)
+
+    def _carve_there(self, entry: Hold) -> int:
+        """By how much a hold has changed what is carved out."""
+        new = {carve.id: carve.amount for carve in entry.carves if carve.id not in self._carves}
+        self._carves |= new
+        return sum(new.values()) + self._add_to_carve(entry.reserve, -entry.worst)
+
+    def _add_to_carve(self, name: str, amount: int) -> int:
+        """What is taken from a carve is no more than there is; nothing, if it is not there any more."""
+        if name not in self._carves:
+            return 0
+        changed = max(amount, -self._carves[name])
+        self._carves[name] += changed
+        return changed
 
     def _seen_of(self, run: Account) -> list[int]:
         return self._seen.setdefault(run, [0] * len(SUMS))
@@ -430,8 +441,7 @@ class SharedAdmission(Admission):
     def end(self, account: Account) -> None:
         """An agent has ended; what it had carved out is everybody's."""
         if account.started and account.reserve:
-            entry = Release(account.run.name, (self._carve_id(account),))
-            self.outbox.append(Posted(entry, 0.0, carved=-account.left))
+            self._release([account])
         super().end(account)
 
     # ---------------------------------------------------------------- changes for all
@@ -473,14 +483,25 @@ class SharedAdmission(Admission):
         asked = [posted for posted in self.outbox if posted.ticket is not None and posted.since <= before]
         for posted in asked:
             self.outbox.remove(posted)
-            if posted.place is not None:  # it may be held there all the same, or come to be
-                void = self._end_of(posted.place, Usage(), Usage(), Settlement(0, 0, "void"))
-                self._post(replace(void, is_held=False), place=posted.place)
+            if posted.place is not None:
+                self._take_back(posted.place)
         for posted in asked:
             if posted.ticket is not None and not posted.ticket.is_left:
                 self._go_without(posted.ticket, why, now)
         if not self.passes:
             self._dismiss(self._waiting_below(self.register.root), why, now)
+
+    def _take_back(self, place: Reservation) -> None:
+        """The store may have heard of it all the same, or come to hear of it."""
+        void = self._end_of(place, Usage(), Usage(), Settlement(0, 0, "void"))
+        self._post(replace(void, is_held=False), place=place)
+        self._release([node for node in place.starts if node.left])
+        ledger.not_start(place.starts)
+        place.starts = ()
+
+    def _release(self, accounts: list[Account]) -> None:
+        for account in accounts:
+            self._post(Release(account.run.name, (self._carve_id(account),)))
 
     def _go_without(self, ticket: Ticket, why: str, now: float) -> None:
         self._is_answered(ticket)
@@ -496,6 +517,8 @@ class SharedAdmission(Admission):
         self.told.append(ticket)
 
     def _pass(self, place: Reservation) -> None:
+        ledger.not_start(place.starts)  # nothing is carved out there: the next call that is held does that
+        place.starts = ()
         self._unheld.add(place)
         self._oddities["unshared"] += 1
 
@@ -547,6 +570,7 @@ class SharedAdmission(Admission):
         self.told.clear()
         self._delayed.clear()
         self._unheld.clear()
+        self._carves.clear()
         self._claims.clear()
         self._asking.clear()
         self._unwritten.clear()

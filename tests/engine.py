@@ -11,6 +11,7 @@ from pacer.admission import Admission
 from pacer.entry import Limit
 from pacer.ledger import Account
 from pacer.shared import SharedAdmission
+from pacer.store.journal import Journal
 from pacer.store.memory import MemoryStore
 from pacer.store.shared import SharedStore
 from pacer.ticket import Caller, Reservation, Ticket, gates_of
@@ -112,7 +113,16 @@ class Engine:
         vault.is_quick = True
         opened = vault.open("default", self.account.ceiling, self.limits)
         admission = SharedAdmission(self.account, gates_of(self.limits, self.clock.now), vault.member, **rules)
-        store = Desk(admission, vault, self.limits, lease=60.0, failure="refuse", grace=2.0, clock=self.clock)
+        store = Desk(
+            admission,
+            vault,
+            self.limits,
+            Journal("engine", vault.member),
+            lease=60.0,
+            failure="refuse",
+            grace=2.0,
+            clock=self.clock,
+        )
         store.see(opened)
         return admission, store
 

@@ -111,10 +111,10 @@ def provider() -> Iterator[Provider]:
 class Crew:
     """The workers of one test on one store, whose books it looks at."""
 
-    def __init__(self, store: str, provider: Provider, **environment: object) -> None:
+    def __init__(self, state: str, store: str, provider: Provider, **environment: object) -> None:
         self.store = store
         self.provider = provider
-        self.environment = {"PACER_STORE": store, "PACER_RUN": "nightly"} | {
+        self.environment = {"PACER_STORE": store, "PACER_RUN": "nightly", "XDG_STATE_HOME": state} | {
             f"PACER_{name.upper()}": str(value) for name, value in environment.items()
         }
         self.workers: list[Worker] = []
@@ -198,12 +198,14 @@ def valkey() -> Iterator[Valkey]:
 
 
 @pytest.fixture
-def crew_of() -> Iterator[Callable[..., Crew]]:
+def crew_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Crew]]:
     """Makes crews, whose processes end with the test."""
+    state = str(tmp_path / "state")
+    monkeypatch.setenv("XDG_STATE_HOME", state)
     with ExitStack() as stack:
 
         def make(*given: Any, **environment: object) -> Crew:
-            crew = Crew(*given, **environment)
+            crew = Crew(state, *given, **environment)
             stack.callback(crew.close)
             return crew
 
@@ -457,5 +459,5 @@ def test_the_name_of_an_agent_does_not_leave_its_place(given_as, store, request,
             keys = request.getfixturevalue("valkey").ask("KEYS", "*").split(b"\r\n")[2::2]
             assert all(re.fullmatch(rb"pacer:1:\{nightly\}:[a-z]+", key) for key in keys)
         else:
-            assert {file.name for file in tmp_path.iterdir()} <= {"books.db", "books.db-wal", "books.db-shm"}
+            assert {file.name for file in tmp_path.iterdir()} <= {"books.db", "books.db-wal", "books.db-shm", "state"}
     assert all(record.getMessage().isprintable() for record in caplog.records)

@@ -27,8 +27,9 @@ from pacer.entry import Change, Limit, Look, Settle
 from pacer.errors import StoreError
 from pacer.ledger import Account
 from pacer.shared import Receded, SharedAdmission
+from pacer.store.journal import Journal
 from pacer.store.memory import MemoryStore
-from pacer.store.vault import Away, Busy, Forgotten, Opened, Vault
+from pacer.store.vault import Away, Forgotten, Opened, Vault
 from pacer.ticket import Posted, Reservation, Seat
 from pacer.usage import Status
 
@@ -60,6 +61,7 @@ class SharedStore(MemoryStore):
         admission: SharedAdmission,
         vault: Vault,
         limits: tuple[Limit, ...],
+        journal: Journal,
         *,
         lease: float,
         failure: Literal["refuse", "pass"],
@@ -70,6 +72,7 @@ class SharedStore(MemoryStore):
         self._shared = admission
         self._vault = vault
         self._limits = limits
+        self._journal = journal
         self._lease = lease
         self._passes_when_away = failure == "pass"
         self._grace = grace
@@ -104,6 +107,11 @@ class SharedStore(MemoryStore):
         """The pacer's own run was opened: this is how it stands."""
         with self._books as now:
             self._see(self.account, opened, now)
+
+    def work_off_the_dead(self) -> None:
+        """Book what processes that have died could not."""
+        with suppress(Away, Forgotten):  # it is left to who comes next
+            self._journal.work_off(lambda settlements: self._at_vault(lambda vault: vault.exchange(settlements)))
 
     def _see(self, run: Account, opened: Opened, now: float) -> None:
         self._shared.revision = opened.revision
@@ -147,8 +155,11 @@ class SharedStore(MemoryStore):
         self._is_closed = True
         with suppress(Forgotten, StoreError):
             self._at_vault(self._write_the_rest)
-        if unwritten := sum(isinstance(posted.entry, Settle) for posted in self._admission.outbox):
-            _log.error("run %s: ends of %d calls could not be written to its store", self.account.name, unwritten)
+        if self._admission.outbox:
+            self._keep()
+            self._journal.leave()
+        else:
+            self._journal.clear()
         with suppress(Forgotten, StoreError):
             self._at_vault(_leave)
         self._bell.set()
@@ -327,10 +338,11 @@ class SharedStore(MemoryStore):
         self._exchange(patient=True)
 
     def _go_without(self, state: tenacity.RetryCallState) -> None:
+        if state.outcome is not None:
+            self._fail(state.outcome.exception())
+
+    def _fail(self, error: BaseException | None) -> None:
         """An attempt has failed: after the grace, calls are refused or go without the vault."""
-        error = state.outcome.exception() if state.outcome is not None else None
-        if isinstance(error, Busy):
-            return
         with self._books as now:
             if self._away_since is None:
                 self._away_since = now
@@ -342,7 +354,16 @@ class SharedStore(MemoryStore):
                     now - self._grace, f"{error}. It is tried again; see store_failure and store_grace.", now
                 )
                 self._take_told()
+        self._keep()
         _tell(waiters)
+
+    def _keep(self) -> None:
+        """Write down what cannot be booked now, that it outlives this process."""
+        ends = [posted for posted in list(self._admission.outbox) if isinstance(posted.entry, Settle)]
+        new = [posted for posted in ends if not posted.is_kept]
+        self._journal.append([posted.entry for posted in new if isinstance(posted.entry, Settle)])
+        for posted in new:
+            posted.is_kept = True
 
     def _tell_away(self, error: BaseException | None) -> None:
         if not self._is_told_away:
@@ -356,6 +377,7 @@ class SharedStore(MemoryStore):
         with self._books:
             self._away_since = None
             self._shared.passes = False
+        self._journal.clear()
         if self._is_told_away:
             self._is_told_away = False
             _log.warning("run %s: its store is back, and everything is written", self.account.name)
@@ -368,6 +390,7 @@ class SharedStore(MemoryStore):
         self._armed = None
         self._vault.after_fork()
         self._shared.member = self._vault.member
+        self._journal.after_fork(self._vault.member)
         self._shared.forget_the_living()
         _close_with_process(self)
 
