@@ -256,6 +256,8 @@ class SharedAdmission(Admission):
         entry, place = posted.entry, posted.place
         if isinstance(entry, Release) and (run := self.register.known(entry.run)) is not None:
             self._add(self._seen_of(run), {"carved": -sum(self._carves.pop(name, 0) for name in entry.ids)})
+        if isinstance(entry, Look) and entry.needs and (run := self.register.known(entry.run)) is not None:
+            self._claims.add(run)
         if place is None:
             return
         own = self._seen_of(place.account.run)
@@ -354,6 +356,14 @@ class SharedAdmission(Admission):
         due = super().next_due(now)
         dues = [(ticket, self._acts_at(ticket)) for ticket in self._delayed] + ([due] if due is not None else [])
         return min(dues, key=lambda due: due[1], default=None)
+
+    def needed(self, run: Account) -> int:
+        """The room under the ceiling of a run that the first one waits for who is short of it; 0 without any."""
+        for _, ticket in self._heads(list(self._lanes.values()), set()):
+            if ticket.account.run is run and not self._pays_from_reserve(ticket):
+                if ledger.fit(ticket.account, ticket.call, self.spawn_threshold) is run:
+                    return dict(ledger.needs(ticket.account, ticket.call, self.spawn_threshold))[run]
+        return 0
 
     @property
     def waits_for_others(self) -> bool:

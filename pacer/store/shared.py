@@ -334,7 +334,7 @@ class SharedStore(MemoryStore):
                 return
             for run in self._shared.register.runs():
                 if run.waiting and now - run.seen_at >= LOOK_SECONDS / 2:
-                    self._admission.outbox.append(Posted(Look(run.name), now))
+                    self._admission.outbox.append(Posted(Look(run.name, self._shared.needed(run)), now))
         self._exchange(patient=True)
 
     def _go_without(self, state: tenacity.RetryCallState) -> None:
