@@ -434,7 +434,7 @@ def test_the_name_of_an_agent_does_not_leave_its_place(given_as, store, request,
     crew = crew_of(store, provider)
     caplog.set_level("DEBUG", "pacer")
     with (
-        closing(Pacer(store=store, run="nightly", agent_ceiling=150)) as pacer,
+        closing(Pacer(store=store, run="nightly", agent_ceiling=150, output_cap="leave")) as pacer,
         httpx.Client(transport=BudgetTransport(Inner(ok()), pacer=pacer)) as client,
         ExitStack() as stack,
     ):
