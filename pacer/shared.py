@@ -360,9 +360,11 @@ class SharedAdmission(Admission):
     def needed(self, run: Account) -> int:
         """The room under the ceiling of a run that the first one waits for who is short of it; 0 without any."""
         for _, ticket in self._heads(list(self._lanes.values()), set()):
-            if ticket.account.run is run and not self._pays_from_reserve(ticket):
-                if ledger.fit(ticket.account, ticket.call, self.spawn_threshold) is run:
-                    return dict(ledger.needs(ticket.account, ticket.call, self.spawn_threshold))[run]
+            account, call = ticket.account, ticket.call
+            if account.run is not run or self._pays_from_reserve(ticket):
+                continue
+            if ledger.fit(account, call, self.spawn_threshold) is run:
+                return dict(ledger.needs(account, call, self.spawn_threshold))[run]
         return 0
 
     @property
