@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import multiprocessing
 import os
@@ -27,7 +28,7 @@ from pacer.errors import SettingsError
 from pacer.store.opening import vault_of
 from pacer.store.vault import RunRow
 from tests import worker
-from tests.servers import URL, Connection, Inner, Server, answer_json, ask, ok, whole
+from tests.servers import CHAT, URL, Connection, Inner, Server, answer_json, ask, ok, whole
 from tests.valkey import Valkey
 from tests.worker import BILLED, CAP, INPUT, RESERVED, Told
 from transports import BudgetTransport
@@ -81,6 +82,10 @@ class Provider(Server):
             usage = {"prompt_tokens": INPUT, "completion_tokens": output, "total_tokens": INPUT + output}
             connection.write(whole(answer_json(usage), JSON, *(["x-stop: 1"] if self.stops else [])))
 
+    def wait_for(self, calls: int = 0, bill: int = 0) -> None:
+        """Wait until so much has come, and so much is billed."""
+        until(lambda: len(self.calls) >= calls and self.bill >= bill)
+
     def think(self, cap: int) -> int:
         """Take the time of an answer, and the tokens of its output."""
         self._never.wait(self.seconds)
@@ -120,9 +125,7 @@ class Crew:
         self.workers: list[Worker] = []
         self._vault = vault_of(settings.explicit(store=store, run="onlooker"))
 
-    def start(
-        self, callers: int = CALLERS, calls: int | None = None, cap: int = CAP, **environment: object
-    ) -> Worker:
+    def start(self, callers: int = CALLERS, calls: int | None = None, cap: int = CAP, **environment: object) -> Worker:
         """One more worker."""
         own = self.environment | {f"PACER_{name.upper()}": str(value) for name, value in environment.items()}
         self.workers.append(Worker(worker.start, own, self.provider.url, callers, calls, cap))
@@ -204,8 +207,8 @@ def crew_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     monkeypatch.setenv("XDG_STATE_HOME", state)
     with ExitStack() as stack:
 
-        def make(*given: Any, **environment: object) -> Crew:
-            crew = Crew(state, *given, **environment)
+        def make(store: str, provider: Provider, **environment: object) -> Crew:
+            crew = Crew(state, store, provider, **environment)
             stack.callback(crew.close)
             return crew
 
@@ -222,7 +225,7 @@ def test_whoever_is_killed_at_any_moment_the_bill_is_in_the_books_and_under_the_
     chance = random.Random(7)
     running = [crew.start() for _ in range(PROCESSES)]
     for bill in sorted(chance.sample(range(BILLED, ceiling * 7 // 10), kills)):
-        until(lambda bill=bill: provider.bill >= bill)
+        provider.wait_for(bill=bill)
         running.pop(chance.randrange(PROCESSES)).kill()
         crew.check(ceiling)
         running.append(crew.start())
@@ -249,8 +252,7 @@ def passed(seconds: float) -> Callable[[], bool]:
 
 def more_calls(provider: Provider, number: int) -> None:
     """Wait until so many more calls have come."""
-    before = len(provider.calls)
-    until(lambda: len(provider.calls) >= before + number)
+    provider.wait_for(calls=len(provider.calls) + number)
 
 
 def restarted(valkey: Valkey, provider: Provider) -> None:
@@ -330,14 +332,14 @@ def test_what_one_process_gives_back_lets_another_one_go_at_once(store, request,
     with Gatekeeper() as provider:
         crew = crew_of(store, provider, ceiling=12_000, output_cap="leave")
         crew.start(callers=1, cap=10_000)
-        until(lambda: len(provider.calls) == 1)
+        provider.wait_for(calls=1)
         crew.start(callers=1, cap=10_000)
         took = []
         for served in range(1, 21):
             until(lambda: crew.row().books.claimed > 0)
             let = time.monotonic()
             provider.lets.release()
-            until(lambda served=served: len(provider.calls) > served)
+            provider.wait_for(calls=served + 1)
             took.append(provider.calls[served][0] - let)
         print(f"wake-up: median {statistics.median(took) * 1e3:.0f} ms, longest {max(took) * 1e3:.0f} ms")
         assert statistics.median(took) < 0.3
@@ -365,7 +367,9 @@ def test_one_rate_holds_for_all_processes_and_a_large_call_is_not_starved(store,
         level = max(0.0, level - (at - last) * rate) + INPUT + output
         highest, last = max(highest, level), at
     length = last - provider.calls[0][0]
-    print(f"{highest:.0f} above the rate at most, {provider.bill / length:.0f}/s; the large call waited {seconds:.2f} s")
+    print(
+        f"{highest:.0f} above the rate at most, {provider.bill / length:.0f}/s; the large call waited {seconds:.2f} s"
+    )
     assert status == 200
     assert seconds < 3
     assert highest <= burst + INPUT + cap + rate * 0.1, "more than the burst, the debt and a late arrival"
@@ -391,6 +395,30 @@ def test_a_process_and_its_children_share_one_ceiling(way, store, provider, crew
     now = crew.sums()
     assert (now["spent"], now["unknown"], now["held"], now["in_flight"]) == (provider.bill, 0, 0, 0)
     assert ceiling - RESERVED < provider.bill <= ceiling
+
+
+# ---------------------------------------------------------------- the end
+
+
+def test_nobody_waits_for_a_store_that_was_left(store, provider, crew_of):
+    """Who waits then, and who calls later, is refused; a call that is open gets its answer, and is unknown."""
+    crew = crew_of(store, provider)
+    pacer = Pacer(store=store, run="nightly", ceiling=12_000, output_cap="leave", lease=1)
+
+    async def leave() -> list[int]:
+        async with httpx.AsyncClient(transport=BudgetTransport(pacer=pacer, verify=False), timeout=20) as client:
+            async with client.stream("POST", provider.url + CHAT, json=ask(10_000)) as response:
+                waits = asyncio.create_task(client.post(provider.url + CHAT, json=ask(10_000)))
+                while not pacer.status().waiting:
+                    await asyncio.sleep(0)
+                pacer.close()
+                await response.aread()
+            late = await client.post(provider.url + CHAT, json=ask(10))
+            return [response.status_code, (await waits).status_code, late.status_code]
+
+    assert asyncio.run(leave()) == [200, 503, 503]
+    until(lambda: crew.sums()["held"] == 0)
+    assert crew.sums()["unknown"] >= provider.bill
 
 
 # ---------------------------------------------------------------- limits

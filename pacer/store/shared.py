@@ -131,7 +131,7 @@ class SharedStore(MemoryStore):
         run = (account or self.account).run
         seen = None
         with self._books as now:
-            if now - run.seen_at > LOOK_SECONDS and self._away_since is None:
+            if now - run.seen_at > LOOK_SECONDS and self._away_since is None and not self._is_closed:
                 self._admission.outbox.append(Posted(Look(run.name), now))
                 seen = self._when_last_is_written()
         if seen is not None:
@@ -146,7 +146,8 @@ class SharedStore(MemoryStore):
     def when_written(self, place: Reservation, seat: Seat) -> bool:
         """Wake ``seat`` when the end of the reservation is in the vault, or that is away; ``False``: it is there."""
         with self._books:
-            return self._away_since is None and self._shared.when_written(place, seat.wake)
+            is_there = self._away_since is None and not self._is_closed
+            return is_there and self._shared.when_written(place, seat.wake)
 
     def close(self) -> None:
         """Write what is left to write; what was carved out goes back, what is held is left to its lease."""
@@ -162,7 +163,16 @@ class SharedStore(MemoryStore):
             self._journal.clear()
         with suppress(Forgotten, StoreError):
             self._at_vault(_leave)
+        self._dismiss_all()
+        _tell(self._shared.stop_waiting())
         self._bell.set()
+
+    def _dismiss_all(self) -> None:
+        """Nobody will ever answer those who ask now, or wait."""
+        with self._books as now:
+            self._shared.passes = False
+            self._shared.give_up(now, f"the store of run {self.account.name} was left by close()", now)
+            self._take_told()
 
     def _write_the_rest(self, vault: Vault) -> None:
         for attempt in tenacity.Retrying(
@@ -198,7 +208,11 @@ class SharedStore(MemoryStore):
 
     def _send(self) -> None:
         """Exchange at once with a quick vault, else let the clerk do it."""
-        if self._is_closed or getattr(self._at_it, "now", False):
+        if self._is_closed:
+            if any(posted.ticket is not None for posted in list(self._admission.outbox)):
+                self._dismiss_all()
+            return
+        if getattr(self._at_it, "now", False):
             return  # further up in this thread it is looked at again
         if self._vault.is_quick and self._away_since is None:
             with suppress(Away):  # the clerk has more time
