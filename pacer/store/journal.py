@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,7 @@ class Journal:
         """That of another member, which does not go on with what was written."""
         self._path = self._directory / f"{self._books}-{member}.jsonl"
         self._file: int | None = None
+        self._lock = threading.Lock()  # the clerk may be at it while its process ends
 
     def append(self, settlements: Iterable[Settle]) -> None:
         """Write them down; where that cannot be done they are only in memory, and it is said."""
@@ -45,10 +47,11 @@ class Journal:
         if not lines:
             return
         try:
-            if self._file is None:
-                self._file = self._make()
-            os.write(self._file, lines)
-            os.fsync(self._file)
+            with self._lock:
+                if self._file is None:
+                    self._file = self._make()
+                os.write(self._file, lines)
+                os.fsync(self._file)
         except OSError as error:
             _log.warning("settlements are kept in memory only: %s cannot be written: %s", self._path, error.strerror)
 
@@ -63,13 +66,18 @@ class Journal:
 
     def clear(self) -> None:
         """All of it is in the books."""
-        if self._file is not None:
-            with suppress(OSError):
-                self._path.unlink()
-            self.leave()
+        with self._lock:
+            if self._file is not None:
+                with suppress(OSError):
+                    self._path.unlink()
+                self._close()
 
     def leave(self) -> None:
         """Leave it to others, as a process does that dies."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
