@@ -94,9 +94,10 @@ class Withdraw(msgspec.Struct, frozen=True):
 
 
 class Look(msgspec.Struct, frozen=True):
-    """Asks how a run stands."""
+    """Asks how a run stands. Without room for ``needs`` tokens the process has a claim then: see :class:`Short`."""
 
     run: str
+    needs: int = 0
 
 
 class Change(msgspec.Struct, frozen=True):

@@ -76,7 +76,7 @@ class SharedAdmission(Admission):
         self.passes = False
         """Whether calls go without asking, because the store is away."""
         self.told: list[Ticket] = []
-        """Who was answered and goes on waiting."""
+        """Who was answered: to be woken even if nobody waits in line."""
         self._lost: dict[Account, str] = {}
         self._seen: dict[Account, list[int]] = {}
         self._delayed: dict[Ticket, _Delay] = {}
@@ -199,9 +199,7 @@ class SharedAdmission(Admission):
                 self._refuse(ticket, self._too_long(ticket, Wait(said.limit, said.seconds)))
             case None:
                 self._consider(ticket, now)
-        if ticket.decision is not None:
-            self._decided.append(ticket)
-        elif is_new and not ticket.is_asking:
+        if ticket.decision is not None or (is_new and not ticket.is_asking):
             self.told.append(ticket)
 
     def _consider(self, ticket: Ticket, now: float) -> None:
@@ -262,6 +260,8 @@ class SharedAdmission(Admission):
         entry, place = posted.entry, posted.place
         if isinstance(entry, Release) and (run := self.register.known(entry.run)) is not None:
             self._add(self._seen_of(run), {"carved": -sum(self._carves.pop(name, 0) for name in entry.ids)})
+        if isinstance(entry, Look) and entry.needs and (run := self.register.known(entry.run)) is not None:
+            self._claims.add(run)
         if place is None:
             return
         own = self._seen_of(place.account.run)
@@ -362,6 +362,16 @@ class SharedAdmission(Admission):
         due = super().next_due(now)
         dues = [(ticket, self._acts_at(ticket)) for ticket in self._delayed] + ([due] if due is not None else [])
         return min(dues, key=lambda due: due[1], default=None)
+
+    def needed(self, run: Account) -> int:
+        """The room under the ceiling of a run that the first one waits for who is short of it; 0 without any."""
+        for _, ticket in self._heads(list(self._lanes.values()), set()):
+            account, call = ticket.account, ticket.call
+            if account.run is not run or self._pays_from_reserve(ticket):
+                continue
+            if ledger.fit(account, call, self.spawn_threshold) is run:
+                return dict(ledger.needs(account, call, self.spawn_threshold))[run]
+        return 0
 
     @property
     def has_passed(self) -> bool:
@@ -528,7 +538,7 @@ class SharedAdmission(Admission):
         else:
             self._pass(ticket.place)
             self._let_in(ticket, ticket.place, now, now - ticket.since)
-        (self.told if ticket.decision is None else self._decided).append(ticket)
+        self.told.append(ticket)
 
     def _pass(self, place: Reservation) -> None:
         ledger.not_start(place.starts)  # nothing is carved out there: the next call that is held does that
@@ -548,7 +558,7 @@ class SharedAdmission(Admission):
                 if ticket.place is not None:
                     self._put_back(ticket, now)
                 self._refuse(ticket, verdict.store_unavailable(ticket.call, ticket.account, why))
-                self._decided.append(ticket)
+                self.told.append(ticket)
         for run in lost:
             self._dismiss(self._waiting_below(run), why, now)
 
@@ -560,7 +570,7 @@ class SharedAdmission(Admission):
         for ticket in list(tickets):
             self._unqueue(ticket, now)
             self._refuse(ticket, verdict.store_unavailable(ticket.call, ticket.account, why))
-            self._decided.append(ticket)
+            self.told.append(ticket)
         self._withdraw_claims()
 
     def telling(self, now: float) -> dict[str, Any]:

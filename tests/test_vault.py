@@ -358,6 +358,18 @@ def test_a_new_claim_goes_to_the_end_of_the_line(shelf, vault):
     assert other.exchange([Look("r")]).runs["r"].claimed == 0
 
 
+def test_who_looks_for_room_that_is_not_there_has_a_claim(shelf, vault):
+    """It need not ask in vain for a hold first, in the moment that there is room; and with room it claims nothing."""
+    other = opened(shelf)
+    vault.exchange([hold("a", 900), Look("r", needs=100)])
+    assert other.exchange([Look("r")]).runs["r"].claimed == 0
+    vault.exchange([Look("r", needs=101)])
+    assert other.exchange([Look("r")]).runs["r"].claimed == 101
+    assert one(other, hold("b", 50)) == Short()
+    vault.exchange([settle("a", 100), Look("r", needs=901)])
+    assert other.exchange([Look("r")]).runs["r"].claimed == 0
+
+
 def test_a_claim_ends_with_its_process(shelf, vault):
     other, third = opened(shelf), opened(shelf)
     vault.exchange([hold("a", 900)])

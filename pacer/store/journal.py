@@ -38,9 +38,9 @@ class Journal:
 
     def after_fork(self, member: str) -> None:
         """That of another member, which does not go on with what was written."""
-        self._lock = threading.Lock()
         self._path = self._directory / f"{self._books}-{member}.jsonl"
         self._file: int | None = None
+        self._lock = threading.Lock()  # the clerk may be at it while its process ends
 
     def append(self, settlements: Iterable[Settle]) -> None:
         """Write them down; where that cannot be done they are only in memory, and it is said."""
@@ -66,17 +66,21 @@ class Journal:
 
     def clear(self) -> None:
         """All of it is in the books."""
-        if self._file is not None:
-            with suppress(OSError):
-                self._path.unlink()
-            self.leave()
+        with self._lock:
+            if self._file is not None:
+                with suppress(OSError):
+                    self._path.unlink()
+                self._close()
 
     def leave(self) -> None:
         """Leave it to others, as a process does that dies."""
         with self._lock:
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
+            self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
     def work_off(self, write: Callable[[list[Settle]], object]) -> None:
         """Let ``write`` write what dead processes have left for these books. Raises: what that raises."""

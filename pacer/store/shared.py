@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -85,6 +86,7 @@ class SharedStore(MemoryStore):
         self._is_closed = False
         self._make_threads()
         _open_ones.add(self)
+        _close_with_process(self)
 
     def _make_threads(self) -> None:
         self._wire = threading.Lock()
@@ -130,7 +132,7 @@ class SharedStore(MemoryStore):
         run = (account or self.account).run
         seen = None
         with self._books as now:
-            if now - run.seen_at > LOOK_SECONDS and self._away_since is None:
+            if now - run.seen_at > LOOK_SECONDS and self._away_since is None and not self._is_closed:
                 self._admission.outbox.append(Posted(Look(run.name), now))
                 seen = self._when_last_is_written()
         if seen is not None:
@@ -145,20 +147,44 @@ class SharedStore(MemoryStore):
     def when_written(self, place: Reservation, seat: Seat) -> bool:
         """Wake ``seat`` when the end of the reservation is in the vault, or that is away; ``False``: it is there."""
         with self._books:
-            return self._away_since is None and self._shared.when_written(place, seat.wake)
+            is_there = self._away_since is None and not self._is_closed
+            return is_there and self._shared.when_written(place, seat.wake)
 
     def close(self) -> None:
         """Write what is left to write; what was carved out goes back, what is held is left to its lease."""
         if self._is_closed:
             return
-        with suppress(Away, Forgotten, StoreError):
-            self._exchange(patient=True)
         self._is_closed = True
-        self._keep()
-        self._journal.leave()
-        with suppress(Away, Forgotten, StoreError):
+        with suppress(Forgotten, StoreError):
+            self._at_vault(self._write_the_rest)
+        if self._admission.outbox:
+            self._keep()
+            self._journal.leave()
+        else:
+            self._journal.clear()
+        with suppress(Forgotten, StoreError):
             self._at_vault(_leave)
+        self._dismiss_all()
+        _tell(self._shared.stop_waiting())
         self._bell.set()
+
+    def _dismiss_all(self) -> None:
+        """Nobody will ever answer those who ask now, or wait."""
+        with self._books as now:
+            self._shared.passes = False
+            self._shared.give_up(now, f"the store of run {self.account.name} was left by close()", now)
+            self._take_told()
+
+    def _write_the_rest(self, vault: Vault) -> None:
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Away),
+            wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.25),
+            stop=tenacity.stop_after_delay(self._grace),
+            reraise=True,
+        ):
+            with attempt:
+                while self._admission.outbox:
+                    _tell(self._exchange_batch(patient=True))
 
     def _changes_all(self) -> bool:
         outbox = self._admission.outbox
@@ -183,7 +209,11 @@ class SharedStore(MemoryStore):
 
     def _send(self) -> None:
         """Exchange at once with a quick vault, else let the clerk do it."""
-        if self._is_closed or getattr(self._at_it, "now", False):
+        if self._is_closed:
+            if any(posted.ticket is not None for posted in list(self._admission.outbox)):
+                self._dismiss_all()
+            return
+        if getattr(self._at_it, "now", False):
             return  # further up in this thread it is looked at again
         if self._away_since is not None or self._shared.has_passed:
             self._keep()
@@ -199,7 +229,7 @@ class SharedStore(MemoryStore):
         rounds = 0
         self._at_it.now = True
         try:
-            while self._admission.outbox and (patient or rounds < ROUNDS_OF_CALLERS):
+            while self._admission.outbox and not self._is_closed and (patient or rounds < ROUNDS_OF_CALLERS):
                 if not self._wire.acquire(blocking=False):
                     return
                 rounds += 1
@@ -209,9 +239,7 @@ class SharedStore(MemoryStore):
                     self._wire.release()
                 with self._books:
                     pass  # who is let in is woken, and who comes next is asked for
-                for tell in written:
-                    with suppress(RuntimeError):  # its event loop is closed
-                        tell()
+                _tell(written)
         finally:
             self._at_it.now = False
 
@@ -258,12 +286,13 @@ class SharedStore(MemoryStore):
     def _lose_here(self, name: str, why: str, now: float) -> None:
         """Nothing of a run (of all runs, without a name) is let go any more."""
         self._shared.lose(name, why, now)
+        self._take_told()
         _log.error("run %s: nothing more is let go, its store cannot be relied on: %s", name or self.account.name, why)
 
     # ---------------------------------------------------------------- the clerk
 
     def _ring(self) -> None:
-        if self._clerk is None:
+        if self._clerk is None and not self._is_closed:
             with self._lock:
                 starts = self._clerk is None
                 if starts:
@@ -308,6 +337,8 @@ class SharedStore(MemoryStore):
             runs = self._shared.telling(now)
         self._has_news = False
         with self._wire:
+            if self._is_closed:
+                return
             self._vault.renew(
                 msgspec.json.encode({"process": f"{socket.gethostname()}:{os.getpid()}", "runs": runs}).decode()
             )
@@ -320,7 +351,7 @@ class SharedStore(MemoryStore):
                 return
             for run in self._shared.register.runs():
                 if run.waiting and now - run.seen_at >= LOOK_SECONDS / 2:
-                    self._admission.outbox.append(Posted(Look(run.name), now))
+                    self._admission.outbox.append(Posted(Look(run.name, self._shared.needed(run)), now))
         self._exchange(patient=True)
 
     def _go_without(self, state: tenacity.RetryCallState) -> None:
@@ -341,9 +372,7 @@ class SharedStore(MemoryStore):
                 )
                 self._take_told()
         self._keep()
-        for tell in waiters:
-            with suppress(RuntimeError):  # its event loop is closed
-                tell()
+        _tell(waiters)
 
     def _keep(self) -> None:
         """Write down what is not booked yet, that it outlives this process."""
@@ -381,11 +410,20 @@ class SharedStore(MemoryStore):
         self._shared.member = self._vault.member
         self._journal.after_fork(self._vault.member)
         self._shared.forget_the_living()
+        _close_with_process(self)
 
 
 def _leave(vault: Vault) -> None:
-    vault.leave()
-    vault.close()
+    try:
+        vault.leave()
+    finally:
+        vault.close()
+
+
+def _tell(waiters: list[Callable[[], object]]) -> None:
+    for tell in waiters:
+        with suppress(RuntimeError):  # its event loop is closed
+            tell()
 
 
 def _serve(store_of: weakref.ref[SharedStore], bell: threading.Event) -> None:
@@ -407,3 +445,16 @@ _open_ones: weakref.WeakSet[SharedStore] = weakref.WeakSet()
 def _close_all() -> None:
     for store in list(_open_ones):
         store.close()
+
+
+def _close_with_process(store: SharedStore) -> None:
+    """A child of multiprocessing runs nothing that was registered with atexit before it was there."""
+    processes = sys.modules.get("multiprocessing.util")
+    if processes is not None:
+        processes.register_after_fork(store, _finalize)
+        _finalize(store)
+
+
+def _finalize(store: SharedStore) -> None:
+    last = -100
+    sys.modules["multiprocessing.util"].Finalize(None, _close_all, exitpriority=last)

@@ -268,7 +268,7 @@ class Sheet:
             case Withdraw():
                 self._withdraw(self.run(entry.run))
             case Look():
-                self.run(entry.run)
+                self._look(self.run(entry.run), entry.needs)
             case Change():
                 self._change(entry)
             case _:
@@ -353,6 +353,10 @@ class Sheet:
                 "INSERT OR REPLACE INTO claims (run, member, number, amount) VALUES (?, ?, ?, ?)",
                 (run.epoch, self._member, *claim),
             )
+
+    def _look(self, run: _Run, needs: int) -> None:
+        if needs and run.ceiling is not None and needs > run.ceiling - run.gone - run.sums[HELD] - run.ahead:
+            self._claim(run, needs)
 
     def _withdraw(self, run: _Run) -> None:
         if run.claim is not None:
