@@ -144,10 +144,16 @@ class SharedAdmission(Admission):
     def _ask(self, ticket: Ticket) -> None:
         ticket.is_asking = True
         self._asking[ticket.account.run] += 1
+        if ticket.place is None:
+            ledger.queue(ticket.account, 1)  # an ended agent is not over before its last call is
 
     def _is_answered(self, ticket: Ticket) -> None:
         ticket.is_asking = False
         self._asking[ticket.account.run] -= 1
+        if ticket.place is None:
+            ledger.queue(ticket.account, -1)
+            if ticket.is_left:
+                self.register.retire(ticket.account)
 
     def _post(
         self, entry: Entry, ticket: Ticket | None = None, place: Reservation | None = None, since: float = 0.0
@@ -247,7 +253,7 @@ class SharedAdmission(Admission):
         """The books did not hold it: as if it had not been asked for."""
         place = ticket.place
         assert place is not None, "an answer without a question"
-        ledger.queue(ticket.account, 1)  # an ended agent is not over before its last call is
+        ledger.queue(ticket.account, 1)  # as above
         super()._undo(place, now)
         ledger.queue(ticket.account, -1)
         ledger.not_start(place.starts)
@@ -509,8 +515,10 @@ class SharedAdmission(Admission):
             if posted.place is not None:
                 self._take_back(posted.place)
         for posted in asked:
-            if posted.ticket is not None and not posted.ticket.is_left:
-                self._go_without(posted.ticket, why, now)
+            if posted.ticket is not None:
+                self._is_answered(posted.ticket)
+                if not posted.ticket.is_left:
+                    self._go_without(posted.ticket, why, now)
         if not self.passes:
             self._dismiss(self._waiting_below(self.register.root), why, now)
 
@@ -528,7 +536,6 @@ class SharedAdmission(Admission):
             self._post(Release(account.run.name, (self._carve_id(account),)))
 
     def _go_without(self, ticket: Ticket, why: str, now: float) -> None:
-        self._is_answered(ticket)
         if not self.passes:
             if ticket.place is not None:
                 self._put_back(ticket, now)
@@ -553,8 +560,10 @@ class SharedAdmission(Admission):
         for posted in [posted for posted in self.outbox if name in ("", posted.entry.run)]:
             self.outbox.remove(posted)
             ticket = posted.ticket
-            if ticket is not None and not ticket.is_left:
-                self._is_answered(ticket)
+            if ticket is None:
+                continue
+            self._is_answered(ticket)
+            if not ticket.is_left:
                 if ticket.place is not None:
                     self._put_back(ticket, now)
                 self._refuse(ticket, verdict.store_unavailable(ticket.call, ticket.account, why))
