@@ -735,6 +735,17 @@ def test_ending_a_run_ends_all_that_belongs_to_it_and_nothing_else(shelf, vault)
     assert vault.limits() == (TOKENS, REQUESTS)
 
 
+def test_a_pacer_ends_with_its_last_run(shelf, vault):
+    """Whoever opens it next sets its limits; a process that is still in it finds it forgotten."""
+    vault.open("s", None, ())
+    vault.end("r")
+    assert vault.limits() == (TOKENS, REQUESTS)
+    vault.end("s")
+    assert shelf.open_vault().open("r", None, (TOKENS,)).limits == (TOKENS,)
+    with pytest.raises(Forgotten):
+        vault.exchange([hold("a")])
+
+
 def test_books_that_nobody_used_for_long_are_removed(shelf, vault):
     """But none in which a call is open, or something carved out."""
     vault.open("open", None, ())

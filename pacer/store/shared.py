@@ -80,7 +80,7 @@ class SharedStore(MemoryStore):
         self._away_since: float | None = None
         self._is_told_away = False
         self._renewed_at = clock()
-        self._told_at = clock()
+        self._told_at = clock() - TELL_SECONDS
         self._has_news = True
         self._looks = False
         self._is_closed = False

@@ -481,17 +481,17 @@ class Sheet:
         for epoch, pacer, text in rows:
             sums = _read_sums(text)
             if not sums[IN_FLIGHT] and not sums[CARVED]:
-                self.remove(epoch)
-                self._execute(
-                    "DELETE FROM pacers WHERE name = ?1 AND NOT EXISTS (SELECT 1 FROM runs WHERE pacer = ?1)", (pacer,)
-                )
+                self.remove(epoch, pacer)
 
-    def remove(self, epoch: int) -> None:
-        """Remove a run and all that belongs to it."""
+    def remove(self, epoch: int, pacer: str) -> None:
+        """Remove a run and all that belongs to it, and its pacer with the last one."""
         self._execute("DELETE FROM runs WHERE epoch = ?", (epoch,))
         self._execute("DELETE FROM holds WHERE run = ?", (epoch,))
         self._execute("DELETE FROM carves WHERE run = ?", (epoch,))
         self._execute("DELETE FROM claims WHERE run = ?", (epoch,))
+        self._execute(
+            "DELETE FROM pacers WHERE name = ?1 AND NOT EXISTS (SELECT 1 FROM runs WHERE pacer = ?1)", (pacer,)
+        )
 
     # ---------------------------------------------------------------- whole runs
 

@@ -137,7 +137,7 @@ class SqliteVault:
 
     def end(self, run: str) -> None:
         """Remove a run of this pacer, if it is there."""
-        self._within(lambda sheet: sheet.remove(sheet.epoch_of(run)))
+        self._within(lambda sheet: sheet.remove(sheet.epoch_of(run), self._pacer))
 
     def after_fork(self) -> None:
         """Be another member, with a connection of its own."""

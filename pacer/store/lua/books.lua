@@ -135,6 +135,11 @@ local function forget(run)
       end
     end
   end
+  if #redis.call('ZRANGE', runs, 0, 0) == 0 then  -- the pacer goes with its last run
+    for field in each(books) do
+      redis.call('HDEL', books, field)
+    end
+  end
 end
 
 -- Removes runs in which nothing is open and that were not used for long; a hundred at a time, that nobody waits for it.
