@@ -120,6 +120,12 @@ def until_shown(store: str, check: Any, run: str = "nightly") -> dict[str, Any]:
         time.sleep(0.05)
 
 
+def spent_by_agents(seen: dict[str, Any]) -> int:
+    """What the agents of all processes have spent, as these told last."""
+    rows = [row for process in seen["living"] for row in [*process["agents"], *process["finished"]]]
+    return sum(row["spent"] for row in rows)
+
+
 # -------------------------------------------------------------------- what is shown
 
 
@@ -464,7 +470,7 @@ def test_processes_that_share_a_run_are_seen_from_a_terminal(kind, tmp_path):
     """Both trees are there, the run goes on when its processes are gone, and ends when it is ended."""
     with a_store(kind, tmp_path) as store:
         with process(store, 2, HOSTILE), process(store, 3, "quiet"):
-            until_shown(store, lambda seen: seen["spent"] == 150 and seen["processes"] == 2)
+            until_shown(store, lambda seen: seen["spent"] == spent_by_agents(seen) == 150 and seen["processes"] == 2)
             code, shown = typed("status", store=store)
             assert (code, "150 spent + 0 unknown + 0 held, of 100,000" in shown) == (0, True)
             assert re.search(r"quiet +90 ", shown)

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+import select
 import socket
 import ssl
 import subprocess
@@ -289,11 +290,15 @@ def test_certificates_are_checked(valkey: Valkey, make, tmp_path):
     """With TLS one that is not trusted is refused for good; named in the url it is trusted."""
 
     def relay(connection: Connection) -> None:
+        outer = connection._raw
         with socket.create_connection(("127.0.0.1", valkey.port)) as inner, contextlib.suppress(OSError, ValueError):
-            while request := connection._raw.recv(65536):
-                inner.sendall(request)
-                inner.settimeout(5)
-                connection.write(inner.recv(65536))
+            while ready := select.select([outer, inner], [], [], 5)[0]:
+                if outer in ready:
+                    if not (request := outer.recv(65536)):
+                        return
+                    inner.sendall(request)
+                if inner in ready:
+                    connection.write(inner.recv(65536))
 
     tls = self_signed(tmp_path)
     with Server(relay, tls) as server:
