@@ -470,9 +470,10 @@ def test_the_name_of_an_agent_does_not_leave_its_place(given_as, store, request,
     """It may be any string. It is shown in JSON, quoted in headers, spelt out in logs, and names no key and no file."""
     crew = crew_of(store, provider)
     caplog.set_level("DEBUG", "pacer")
+    costs = {"prompt_tokens": 20, "completion_tokens": 105, "total_tokens": 125}  # enough to be in the log
     with (
         closing(Pacer(store=store, run="nightly", agent_ceiling=150, output_cap="leave")) as pacer,
-        httpx.Client(transport=BudgetTransport(Inner(ok()), pacer=pacer)) as client,
+        httpx.Client(transport=BudgetTransport(Inner(ok(costs)), pacer=pacer)) as client,
         ExitStack() as stack,
     ):
         for name in NAMES:
@@ -497,4 +498,6 @@ def test_the_name_of_an_agent_does_not_leave_its_place(given_as, store, request,
             assert all(re.fullmatch(rb"pacer:1:\{nightly\}:[a-z]+", key) for key in keys)
         else:
             assert {file.name for file in tmp_path.iterdir()} <= {"books.db", "books.db-wal", "books.db-shm", "state"}
-    assert all(record.getMessage().isprintable() for record in caplog.records)
+    lines = [record.getMessage() for record in caplog.records]
+    assert all(line.isprintable() for line in lines)
+    assert any(ascii(NAMES[0]) in line for line in lines)
