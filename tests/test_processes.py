@@ -153,7 +153,7 @@ class Crew:
         """The two sides of the bill, at any time: what is on it is in the books, and not more is spent."""
         bill = self.provider.bill
         now = self.sums()
-        assert bill <= now["spent"] + now["unknown"] + now["held"]
+        assert bill <= now["spent"] + now["unknown"] + now["held"] <= ceiling
         assert now["spent"] <= self.provider.bill <= ceiling
 
     def close(self) -> None:
@@ -479,7 +479,7 @@ def test_the_name_of_an_agent_does_not_leave_its_place(given_as, store, request,
         for name in NAMES:
             headers = {}
             if given_as == "scope":
-                stack.enter_context(pacer.agent(name, reserve=100))
+                stack.enter_context(pacer.agent(name, reserve=5))
             else:
                 headers = {"x-pacer-agent": quote(name)}
             assert client.post(URL, json=ask(30), headers=headers).status_code in (200, 402)
