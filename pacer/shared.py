@@ -85,6 +85,7 @@ class SharedAdmission(Admission):
         self._unheld: set[Reservation] = set()
         self._carves: dict[str, int] = {}
         self._claims: set[Account] = set()
+        """Runs in which this process may have a claim."""
         self._asking: Counter[Account] = Counter()
         self._highest: dict[Account, int] = {}
         self._unwritten: dict[Reservation, Posted] = {}
@@ -178,10 +179,13 @@ class SharedAdmission(Admission):
         for posted, said in reversed(list(zip(batch, answer.verdicts, strict=True))):
             if posted.ticket is not None:
                 self._take_answer(posted.ticket, said, now)
+        self._withdraw_claims()
 
     def _take_answer(self, ticket: Ticket, said: Verdict | None, now: float) -> None:
         self._is_answered(ticket)
         if ticket.is_left:
+            if ticket.place is not None and not isinstance(said, Held):
+                ledger.not_start(ticket.place.starts)
             return
         is_new = not ticket.position
         match said:
@@ -189,7 +193,6 @@ class SharedAdmission(Admission):
                 self._admit(ticket, said, now)
             case Short():
                 self._put_back(ticket, now)
-                self._claims.add(ticket.account.run)
                 super()._wait_in_line(ticket, Wait("ceiling", None), now)
             case Late():
                 self._put_back(ticket, now)
@@ -215,7 +218,6 @@ class SharedAdmission(Admission):
         if held.amount < place.call.worst:
             ledger.lower(place.account, place.call.worst - held.amount)
             place.call = replace(place.call, worst=held.amount)
-        self._claims.discard(place.account.run)
         if held.seconds > 0.0:
             ticket.wait = Wait(held.limit, held.seconds)
             ticket.position = ticket.position or 1
@@ -245,7 +247,9 @@ class SharedAdmission(Admission):
         """The books did not hold it: as if it had not been asked for."""
         place = ticket.place
         assert place is not None, "an answer without a question"
+        ledger.queue(ticket.account, 1)  # an ended agent is not over before its last call is
         super()._undo(place, now)
+        ledger.queue(ticket.account, -1)
         ledger.not_start(place.starts)
         ticket.place = None
         if self._debtor is place:
@@ -264,6 +268,8 @@ class SharedAdmission(Admission):
         if isinstance(entry, Hold) and isinstance(said, Held):
             place.shared = said.amount
             self._add(own, {"held": said.amount, "in_flight": 1, "carved": self._carve_there(entry)})
+        elif isinstance(said, Short):
+            self._claims.add(place.account.run)
         elif isinstance(entry, Settle):
             self._unwritten.pop(place, None)
             if entry.is_held and place.shared is not None:
@@ -366,6 +372,11 @@ class SharedAdmission(Admission):
             if ledger.fit(account, call, self.spawn_threshold) is run:
                 return dict(ledger.needs(account, call, self.spawn_threshold))[run]
         return 0
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether any call went without asking."""
+        return self._oddities["unshared"] > 0
 
     @property
     def waits_for_others(self) -> bool:
@@ -507,6 +518,7 @@ class SharedAdmission(Admission):
         """The store may have heard of it all the same, or come to hear of it."""
         void = self._end_of(place, Usage(), Usage(), Settlement(0, 0, "void"))
         self._post(replace(void, is_held=False), place=place)
+        self._claims.add(place.account.run)
         self._release([node for node in place.starts if node.left])
         ledger.not_start(place.starts)
         place.starts = ()
@@ -559,6 +571,7 @@ class SharedAdmission(Admission):
             self._unqueue(ticket, now)
             self._refuse(ticket, verdict.store_unavailable(ticket.call, ticket.account, why))
             self.told.append(ticket)
+        self._withdraw_claims()
 
     def telling(self, now: float) -> dict[str, Any]:
         """What this process has to show of each run: its agents, who waits for what, what was refused."""

@@ -258,6 +258,8 @@ class Fleet(RuleBasedStateMachine):
                 for ticket in process.open_calls:
                     process.settle(ticket, place_of(ticket).call.worst, 0)
                 process.work()
+            if not any(process.admission.waiting or process.open_calls for process in self.processes):
+                break
             self._pass(30.0)
         sums = self._vault_sums()
         bills = sum(process.billed for process in [*self.processes, *self.dead])
@@ -276,4 +278,4 @@ class Fleet(RuleBasedStateMachine):
 def test_books_of_several_processes_are_the_bill(kind: str):
     """Whatever comes between processes that share a run."""
     machine = type("Fleet", (Fleet,), {"kind": kind})
-    run_state_machine_as_test(machine, settings=settings(max_examples=30, stateful_step_count=40))
+    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=40))

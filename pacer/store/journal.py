@@ -1,7 +1,8 @@
 """What could not be written into shared books while their store was away, on the disk of this machine.
 
-One file a process, a JSON object a line, locked as long as the process lives. Whoever opens the same books next writes
-in what dead processes have left; every entry has its id, so nothing is booked twice.
+One file a process, a JSON object a line, locked as long as the process lives; a power failure may take its last lines.
+Whoever opens the same books next writes in what dead processes have left. Every entry has its id, so nothing is booked
+twice.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ class Journal:
                 if self._file is None:
                     self._file = self._make()
                 os.write(self._file, lines)
-                os.fsync(self._file)
         except OSError as error:
             _log.warning("settlements are kept in memory only: %s cannot be written: %s", self._path, error.strerror)
 

@@ -8,6 +8,7 @@ time is at the vault, never under the lock of the books; what is written meanwhi
 from __future__ import annotations
 
 import atexit
+import itertools
 import logging
 import os
 import socket
@@ -214,6 +215,8 @@ class SharedStore(MemoryStore):
             return
         if getattr(self._at_it, "now", False):
             return  # further up in this thread it is looked at again
+        if self._away_since is not None or self._shared.has_passed:
+            self._keep()
         if self._vault.is_quick and self._away_since is None:
             with suppress(Away):  # the clerk has more time
                 self._exchange(patient=False)
@@ -372,10 +375,10 @@ class SharedStore(MemoryStore):
         _tell(waiters)
 
     def _keep(self) -> None:
-        """Write down what cannot be booked now, that it outlives this process."""
-        ends = [posted for posted in list(self._admission.outbox) if isinstance(posted.entry, Settle)]
-        new = [posted for posted in ends if not posted.is_kept]
-        self._journal.append([posted.entry for posted in new if isinstance(posted.entry, Settle)])
+        """Write down what is not booked yet, that it outlives this process."""
+        ends = (posted for posted in reversed(list(self._admission.outbox)) if isinstance(posted.entry, Settle))
+        new = list(itertools.takewhile(lambda posted: not posted.is_kept, ends))
+        self._journal.append([posted.entry for posted in reversed(new) if isinstance(posted.entry, Settle)])
         for posted in new:
             posted.is_kept = True
 
@@ -386,12 +389,13 @@ class SharedStore(MemoryStore):
             _log.error("run %s: its store is away, calls %s until it is back: %s", self.account.name, what, error)
 
     def _come_back(self) -> None:
+        if not self._admission.outbox:
+            self._journal.clear()
         if self._away_since is None:
             return
         with self._books:
             self._away_since = None
             self._shared.passes = False
-        self._journal.clear()
         if self._is_told_away:
             self._is_told_away = False
             _log.warning("run %s: its store is back, and everything is written", self.account.name)
