@@ -153,7 +153,7 @@ class Crew:
         """The two sides of the bill, at any time: what is on it is in the books, and not more is spent."""
         bill = self.provider.bill
         now = self.sums()
-        assert bill <= now["spent"] + now["unknown"] + now["held"]
+        assert bill <= now["spent"] + now["unknown"] + now["held"] <= ceiling
         assert now["spent"] <= self.provider.bill <= ceiling
 
     def close(self) -> None:
@@ -470,15 +470,16 @@ def test_the_name_of_an_agent_does_not_leave_its_place(given_as, store, request,
     """It may be any string. It is shown in JSON, quoted in headers, spelt out in logs, and names no key and no file."""
     crew = crew_of(store, provider)
     caplog.set_level("DEBUG", "pacer")
+    costs = {"prompt_tokens": 20, "completion_tokens": 105, "total_tokens": 125}  # enough to be in the log
     with (
         closing(Pacer(store=store, run="nightly", agent_ceiling=150, output_cap="leave")) as pacer,
-        httpx.Client(transport=BudgetTransport(Inner(ok()), pacer=pacer)) as client,
+        httpx.Client(transport=BudgetTransport(Inner(ok(costs)), pacer=pacer)) as client,
         ExitStack() as stack,
     ):
         for name in NAMES:
             headers = {}
             if given_as == "scope":
-                stack.enter_context(pacer.agent(name, reserve=100))
+                stack.enter_context(pacer.agent(name, reserve=5))
             else:
                 headers = {"x-pacer-agent": quote(name)}
             assert client.post(URL, json=ask(30), headers=headers).status_code in (200, 402)
@@ -497,4 +498,6 @@ def test_the_name_of_an_agent_does_not_leave_its_place(given_as, store, request,
             assert all(re.fullmatch(rb"pacer:1:\{nightly\}:[a-z]+", key) for key in keys)
         else:
             assert {file.name for file in tmp_path.iterdir()} <= {"books.db", "books.db-wal", "books.db-shm", "state"}
-    assert all(record.getMessage().isprintable() for record in caplog.records)
+    lines = [record.getMessage() for record in caplog.records]
+    assert all(line.isprintable() for line in lines)
+    assert any(ascii(NAMES[0]) in line for line in lines)
