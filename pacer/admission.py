@@ -149,6 +149,11 @@ class Admission:
         decided, self._decided = self._decided, []
         return decided
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits, or is to be told something."""
+        return bool(self.waiting or self._decided or self.crossed)
+
     def next_due(self, now: float) -> tuple[Ticket, float] | None:
         """Whose case time alone changes first, and when; ``None`` when it changes nobody's. Asked after ``pump``."""
         dues = [

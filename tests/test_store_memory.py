@@ -37,6 +37,17 @@ def test_who_is_decided_before_sitting_down_is_woken_at_once():
     assert granted(second)
 
 
+def test_an_arrival_that_empties_the_line_before_its_timer_does_wakes_those_it_finds_there():
+    """The timer of a busy loop is late; nobody is left waiting then who would bring another look at the line."""
+    engine = Engine(rate=10, burst=100)
+    engine.offer(call(100))
+    late = engine.offer(call(100))
+    engine.clock.now += 20
+    engine.offer(call(50))
+    assert granted(late)
+    assert engine.seats[0].wakes == 1
+
+
 def test_the_next_is_examined_when_the_head_leaves():
     engine = Engine(ceiling=100)
     engine.offer(call(50))

@@ -50,7 +50,7 @@ class _Books:
 
     def __exit__(self, *exc_info: object) -> None:
         store = self._store
-        if store._posts or store._decided or store._admission.waiting or store._admission.crossed:
+        if store._posts or store._decided or store._admission.is_busy:
             store._close()
         else:
             store._lock.release()
@@ -184,7 +184,7 @@ class MemoryStore:
         try:
             now = self._clock()
             self._do_posted(now)
-            if self._decided or self._admission.waiting:
+            if self._decided or self._admission.is_busy:
                 decided, timer = self._decide_and_arm(now)
             crossed, self._admission.crossed = self._admission.crossed, []
         finally:
