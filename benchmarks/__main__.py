@@ -8,12 +8,12 @@ import importlib.metadata
 import os
 import platform
 
-from benchmarks import agents, estimates, overhead, waiters
+from benchmarks import agents, estimates, overhead, stores, waiters
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    names = ["agents", "estimates", "overhead", "waiters"]
+    names = ["agents", "estimates", "overhead", "stores", "waiters"]
     parser.add_argument("which", nargs="?", choices=names, help="one of them only")
     parser.add_argument("--waiters", type=int, default=10_000)
     args = parser.parse_args()
@@ -27,6 +27,9 @@ def main() -> None:
         asyncio.run(waiters.measure(args.waiters))
     if args.which in (None, "agents"):
         agents.report()
+    if args.which in (None, "stores"):
+        stores.report()
 
 
-main()
+if __name__ == "__main__":  # the processes of some benchmarks import this again
+    main()
