@@ -204,20 +204,19 @@ class SharedStore(MemoryStore):
 
     def _exchange_batch(self, *, patient: bool) -> list[Callable[[], object]]:
         """Write a batch and take in the answer; whom to tell that it is written. The wire is ours."""
-        outbox = self._admission.outbox
-        batch = [outbox.popleft() for _ in range(min(len(outbox), MOST_AT_ONCE))]
+        batch = self._take_batch()
         try:
             answer = self._vault.exchange([posted.entry for posted in batch], patient=patient)
             limits = self._vault.limits() if answer.revision != self._shared.revision else None
         except Forgotten as lost:
-            outbox.extendleft(reversed(batch))
+            self._put_back(batch)
             self._lose(lost.run, f"{lost}. {_GONE}")
             return []
         except Away:
-            outbox.extendleft(reversed(batch))
+            self._put_back(batch)
             raise
         except StoreError as error:
-            outbox.extendleft(reversed(batch))
+            self._put_back(batch)
             self._lose("", str(error))
             return []
         if not self._has_news:
@@ -233,6 +232,15 @@ class SharedStore(MemoryStore):
                 self._shared.see_limits(limits, answer.revision, now)
             self._take_told()
         return [posted.done for posted in batch if posted.done is not None]
+
+    def _take_batch(self) -> list[Posted]:
+        outbox = self._admission.outbox
+        with self._lock:  # whoever has just posted something may still be about to note when it is written
+            return [outbox.popleft() for _ in range(min(len(outbox), MOST_AT_ONCE))]
+
+    def _put_back(self, batch: list[Posted]) -> None:
+        with self._lock:
+            self._admission.outbox.extendleft(reversed(batch))
 
     def _take_told(self) -> None:
         self._decided += self._shared.told
