@@ -1,0 +1,269 @@
+"""What books that eight processes share cost: paced, with a rate that is the bottleneck, and with none.
+
+A subject is a way to call in every one of the processes: bare httpx, a pacer of its own in memory, or one pacer for all
+in SQLite or Valkey. All of them take turns in each round, so that whatever else the machine does hits all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+import os
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.overhead import URL, Noop, answer, question
+from pacer import Pacer
+from pacer.store.shared import SharedStore
+from tests.valkey import Valkey
+from transports import BudgetTransport
+
+PROCESSES = 8
+ROUNDS = 1
+SECONDS = 3.0
+"""Of one subject in one round."""
+CALLS_PER_SECOND = 1_000
+"""Paced, of all processes together."""
+SCARCE_CALLS_PER_SECOND = 200
+"""What the rate lets through where it is the bottleneck."""
+SCARCE_SECONDS = 8.0
+WINDOW_SECONDS = 2.0
+CALLERS = 8
+"""Tasks of one process that call one after the other as fast as they may."""
+TOKENS = 240
+"""Of one call, by its bill."""
+LARGE = 10**15
+BARE = "bare httpx"
+BODY = question(1)
+ANSWER = [answer(1)]
+
+
+@dataclass
+class Seen:
+    """What one process saw: seconds, but for ``ended_at``, which is by the clock that all of them share."""
+
+    calls: list[float] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
+    blocked: list[float] = field(default_factory=list)
+    ended_at: list[float] = field(default_factory=list)
+    exchanges: int = 0
+
+
+# ---------------------------------------------------------------- one of the processes
+
+_start: threading.Barrier
+
+
+def ready(start: Any) -> None:
+    """First thing in each process."""
+    global _start
+    _start = start
+
+
+def paced(settings: dict[str, Any] | None, place: int) -> Seen:
+    """Calls at random times within equal slots; those are kept whether or not the call before has ended."""
+    slot, rng = PROCESSES / CALLS_PER_SECOND, random.Random(place)
+    times = [(number + rng.random()) * slot for number in range(round(SECONDS / slot))]
+
+    async def play(client: httpx.AsyncClient, seen: Seen) -> None:
+        started = time.monotonic() + 0.05
+        tasks = []
+        for at in times:
+            await asyncio.sleep(started + at - time.monotonic())
+            seen.late.append(time.monotonic() - started - at)
+            tasks.append(asyncio.create_task(call(client, seen)))
+        await asyncio.gather(*tasks)
+
+    return asyncio.run(with_client(settings, play))
+
+
+def saturated(settings: dict[str, Any] | None, seconds: float) -> Seen:
+    """Calls as fast as they may."""
+
+    async def play(client: httpx.AsyncClient, seen: Seen) -> None:
+        until = time.monotonic() + seconds
+
+        async def caller() -> None:
+            while time.monotonic() < until:
+                await call(client, seen)
+
+        await asyncio.gather(*(caller() for _ in range(CALLERS)))
+
+    return asyncio.run(with_client(settings, play))
+
+
+async def with_client(settings: dict[str, Any] | None, play: Callable[[httpx.AsyncClient, Seen], Any]) -> Seen:
+    """All processes begin together, when each of them has made some calls."""
+    noop = Noop(ANSWER, "application/json")
+    pacer = None if settings is None else Pacer(**settings)
+    seen = Seen()
+    async with httpx.AsyncClient(transport=noop if pacer is None else BudgetTransport(noop, pacer=pacer)) as client:
+        for _ in range(20):
+            await call(client, Seen())
+        gc.collect()
+        _start.wait()
+        with watched(seen):
+            await play(client, seen)
+        _start.wait()
+    if pacer is not None:
+        pacer.close()
+    return seen
+
+
+async def call(client: httpx.AsyncClient, seen: Seen) -> None:
+    """One whole call of a user."""
+    started = time.monotonic()
+    await client.post(URL, content=BODY, headers={"content-type": "application/json", "authorization": "Bearer none"})
+    ended = time.monotonic()
+    seen.calls.append(ended - started)
+    seen.ended_at.append(ended)
+
+
+@contextmanager
+def watched(seen: Seen) -> Iterator[None]:
+    """Count the exchanges, and take the time of what a shared store does at its vault in the thread of the loop."""
+    send, exchange, loop = SharedStore._send, SharedStore._exchange_batch, threading.get_ident()
+
+    def timed_send(store: SharedStore) -> None:
+        started, before = time.perf_counter(), seen.exchanges
+        send(store)
+        if threading.get_ident() == loop and seen.exchanges > before:
+            seen.blocked.append(time.perf_counter() - started)
+
+    def counted_exchange(store: SharedStore, **given: bool) -> Any:
+        seen.exchanges += 1
+        return exchange(store, **given)
+
+    SharedStore._send, SharedStore._exchange_batch = timed_send, counted_exchange  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        SharedStore._send, SharedStore._exchange_batch = send, exchange  # type: ignore[method-assign]
+
+
+# ---------------------------------------------------------------- all of them
+
+
+class Subjects:
+    """The processes, and the stores for them."""
+
+    def __init__(self, pool: ProcessPoolExecutor, directory: str, valkey: Valkey) -> None:
+        self._pool = pool
+        self.stores = {"memory": "memory:", "SQLite": f"sqlite:{Path(directory) / 'books'}", "Valkey": valkey.url}
+        self._opened = 0
+
+    def play(self, name: str, what: Callable[..., Seen], each: Sequence[float], rate: float = LARGE) -> list[Seen]:
+        """What each process saw; every time in a new run, in which half a second of the rate is saved up at most."""
+        self._opened += 1
+        settings = None
+        if name != BARE:
+            limits = {"tokens_per_second": rate, "burst": rate / 2, "ceiling": LARGE}
+            settings = {"store": self.stores[name], "run": f"bench-{os.getpid()}-{self._opened}", **limits}
+        return list(self._pool.map(what, [settings] * PROCESSES, each))
+
+
+def report() -> None:
+    """Print all tables."""
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(PROCESSES, timeout=60.0)  # who fails keeps nobody
+    pool = ProcessPoolExecutor(PROCESSES, mp_context=context, initializer=ready, initargs=(start,))
+    with tempfile.TemporaryDirectory() as directory, Valkey() as valkey, pool:
+        subjects = Subjects(pool, directory, valkey)
+        report_paced(subjects)
+        report_scarce(subjects)
+        report_saturated(subjects)
+
+
+def report_paced(subjects: Subjects) -> None:
+    names = [BARE, *subjects.stores]
+    rounds: list[dict[str, list[Seen]]] = []
+    for _ in range(ROUNDS):
+        rounds.append({name: subjects.play(name, paced, range(PROCESSES)) for name in names})
+    print(f"Paced at {CALLS_PER_SECOND:,} calls/s from {PROCESSES} processes, asyncio, no-op transport; p50 / p99 in us,")
+    print(f"medians of {ROUNDS} rounds. Aims for the time added: SQLite 150 / 3,000, Valkey 400 / 5,000\n")
+    print(f"  {'':12}{'a call':>16}{'over bare httpx':>20}{'over memory':>20}{'late timers':>18}")
+    for name in names:
+        columns = [
+            spelled(rounds, lambda r, n=name: quantiles(r[n], "calls")),
+            *(
+                "" if base == name else spelled(rounds, lambda r, n=name, b=base: difference(r[n], r[b]), "+")
+                for base in (BARE, "memory")
+            ),
+            spelled(rounds, lambda r, n=name: quantiles(r[n], "late")),
+        ]
+        print(f"  {name:12}{columns[0]:>16}{columns[1]:>20}{columns[2] if name != BARE else '':>20}{columns[3]:>18}")
+    print("\n  A visit to the vault in the thread of the loop, us (aim: p99 of 1,000):")
+    for name in subjects.stores:
+        blocked = sorted(each for turn in rounds for seen in turn[name] for each in seen.blocked)
+        calls, visits = sum(len(seen.calls) for turn in rounds for seen in turn[name]), len(blocked)
+        if not blocked:
+            print(f"  {name:12}none")
+            continue
+        half, most, worst = (blocked[min(visits - 1, int(visits * q))] * 1e6 for q in (0.5, 0.99, 1.0))
+        print(f"  {name:12}p50 {half:,.0f}, p99 {most:,.0f}, longest {worst:,.0f}; {visits / calls:.2f} a call")
+
+
+def spelled(
+    rounds: list[dict[str, list[Seen]]], of: Callable[[dict[str, list[Seen]]], tuple[float, float]], sign: str = ""
+) -> str:
+    halves, most = zip(*map(of, rounds), strict=True)
+    return f"{statistics.median(halves):{sign},.0f} / {statistics.median(most):{sign},.0f}"
+
+
+def quantiles(all_seen: list[Seen], what: str) -> tuple[float, float]:
+    """Microseconds, p50 and p99."""
+    times = sorted(each for seen in all_seen for each in getattr(seen, what))
+    return times[len(times) // 2] * 1e6, times[len(times) * 99 // 100] * 1e6
+
+
+def difference(mine: list[Seen], base: list[Seen]) -> tuple[float, float]:
+    (half, most), (base_half, base_most) = quantiles(mine, "calls"), quantiles(base, "calls")
+    return half - base_half, most - base_most
+
+
+def report_scarce(subjects: Subjects) -> None:
+    print(f"\n{PROCESSES} processes with {CALLERS} callers each, as fast as a common rate of {SCARCE_CALLS_PER_SECOND}")
+    print(f"calls/s lets them. Shares over any {WINDOW_SECONDS:g} s (aim: no process below half of its fair share)\n")
+    for name in ("SQLite", "Valkey"):
+        rate = SCARCE_CALLS_PER_SECOND * TOKENS
+        all_seen = subjects.play(name, saturated, [SCARCE_SECONDS] * PROCESSES, rate)
+        shares = sorted(shares_of([seen.ended_at for seen in all_seen]))
+        calls = sum(len(seen.calls) for seen in all_seen)
+        exchanges = sum(seen.exchanges for seen in all_seen)
+        print(f"  {name:12}of the fair share: least {shares[0]:.2f}, most {shares[-1]:.2f};", end=" ")
+        print(f"{calls / SCARCE_SECONDS:,.0f} calls/s, {exchanges / calls:.1f} exchanges a call")
+
+
+def shares_of(ended_at: list[list[float]]) -> Iterator[float]:
+    """Of each process in each window: what it got of an equal part, once all have begun and while all go on."""
+    first = max(times[0] for times in ended_at) + 1.0
+    last = min(times[-1] for times in ended_at) - 0.5
+    at = first
+    while at + WINDOW_SECONDS <= last:
+        got = [sum(at <= time < at + WINDOW_SECONDS for time in times) for times in ended_at]
+        fair = sum(got) / PROCESSES
+        yield from (each / fair for each in got)
+        at += 0.1
+
+
+def report_saturated(subjects: Subjects) -> None:
+    print(f"\n{PROCESSES} processes with {CALLERS} callers each, as fast as they can, without a bottleneck; p50 / p99\n")
+    for name in (BARE, *subjects.stores):
+        all_seen = subjects.play(name, saturated, [SECONDS] * PROCESSES)
+        calls, exchanges = (sum(each) for each in zip(*((len(s.calls), s.exchanges) for s in all_seen), strict=True))
+        half, most = quantiles(all_seen, "calls")
+        print(f"  {name:12}{calls / SECONDS:8,.0f} calls/s{exchanges / SECONDS:10,.0f} exchanges/s", end="")
+        print(f"{half / 1e3:10,.2f} / {most / 1e3:,.2f} ms")
+    print()
