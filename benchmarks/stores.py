@@ -191,9 +191,7 @@ def report_paced(subjects: Subjects) -> None:
     rounds: list[dict[str, list[Seen]]] = []
     for _ in range(ROUNDS):
         rounds.append({name: subjects.play(name, paced, range(PROCESSES)) for name in names})
-    print(
-        f"Paced at {CALLS_PER_SECOND:,} calls/s from {PROCESSES} processes, asyncio, no-op transport; p50 / p99 in us,"
-    )
+    print(f"Paced at {CALLS_PER_SECOND:,} calls/s from {PROCESSES} processes, asyncio, no-op transport; us, p50 / p99,")
     print(f"medians of {ROUNDS} rounds. Aims for the time added: SQLite 150 / 3,000, Valkey 400 / 5,000\n")
     print(f"  {'':12}{'a call':>16}{'over bare httpx':>20}{'over memory':>20}{'late timers':>18}")
     for name in names:
@@ -261,9 +259,7 @@ def shares_of(ended_at: list[list[float]]) -> Iterator[float]:
 
 
 def report_saturated(subjects: Subjects) -> None:
-    print(
-        f"\n{PROCESSES} processes with {CALLERS} callers each, as fast as they can, without a bottleneck; p50 / p99\n"
-    )
+    print(f"\n{PROCESSES} processes with {CALLERS} callers each, as fast as they can; p50 / p99\n")
     for name in (BARE, *subjects.stores):
         all_seen = subjects.play(name, saturated, [SECONDS] * PROCESSES)
         calls, exchanges = (sum(each) for each in zip(*((len(s.calls), s.exchanges) for s in all_seen), strict=True))
