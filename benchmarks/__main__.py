@@ -16,6 +16,7 @@ def main() -> None:
     names = ["agents", "estimates", "overhead", "stores", "waiters"]
     parser.add_argument("which", nargs="?", choices=names, help="one of them only")
     parser.add_argument("--waiters", type=int, default=10_000)
+    parser.add_argument("--processes", type=int, default=8, help="that share a store")
     args = parser.parse_args()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("httpx", "msgspec", "aiolimiter"))
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {versions}\n")
@@ -28,7 +29,7 @@ def main() -> None:
     if args.which in (None, "agents"):
         agents.report()
     if args.which in (None, "stores"):
-        stores.report()
+        stores.report(args.processes)
 
 
 if __name__ == "__main__":  # the processes of some benchmarks import this again

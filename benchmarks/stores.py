@@ -1,4 +1,4 @@
-"""What books that eight processes share cost: paced, with a rate that is the bottleneck, and with none.
+"""What books that several processes share cost: paced, with a rate that is the bottleneck, and with none.
 
 A subject is a way to call in every one of the processes: bare httpx, a pacer of its own in memory, or one pacer for all
 in SQLite or Valkey. All of them take turns in each round, so that whatever else the machine does hits all of them.
@@ -30,12 +30,11 @@ from pacer.store.shared import SharedStore
 from tests.valkey import Valkey
 from transports import BudgetTransport
 
-PROCESSES = 8
-ROUNDS = 1
+ROUNDS = 5
 SECONDS = 3.0
 """Of one subject in one round."""
-CALLS_PER_SECOND = 1_000
-"""Paced, of all processes together."""
+CALLS_PER_SECOND = 125
+"""Paced, of each process."""
 SCARCE_CALLS_PER_SECOND = 200
 """What the rate lets through where it is the bottleneck."""
 SCARCE_SECONDS = 8.0
@@ -59,6 +58,7 @@ class Seen:
     blocked: list[float] = field(default_factory=list)
     ended_at: list[float] = field(default_factory=list)
     exchanges: int = 0
+    cpu: float = 0.0
 
 
 # ---------------------------------------------------------------- one of the processes
@@ -74,7 +74,7 @@ def ready(start: Any) -> None:
 
 def paced(settings: dict[str, Any] | None, place: int) -> Seen:
     """Calls at random times within equal slots; those are kept whether or not the call before has ended."""
-    slot, rng = PROCESSES / CALLS_PER_SECOND, random.Random(place)
+    slot, rng = 1 / CALLS_PER_SECOND, random.Random(place)
     times = [(number + rng.random()) * slot for number in range(round(SECONDS / slot))]
 
     async def play(client: httpx.AsyncClient, seen: Seen) -> None:
@@ -135,21 +135,26 @@ async def call(client: httpx.AsyncClient, seen: Seen) -> None:
 def watched(seen: Seen) -> Iterator[None]:
     """Count the exchanges, and take the time of what a shared store does at its vault in the thread of the loop."""
     send, exchange, loop = SharedStore._send, SharedStore._exchange_batch, threading.get_ident()
+    here = 0
 
     def timed_send(store: SharedStore) -> None:
-        started, before = time.perf_counter(), seen.exchanges
+        started, before = time.perf_counter(), here
         send(store)
-        if threading.get_ident() == loop and seen.exchanges > before:
+        if threading.get_ident() == loop and here > before:
             seen.blocked.append(time.perf_counter() - started)
 
     def counted_exchange(store: SharedStore, **given: bool) -> Any:
+        nonlocal here
         seen.exchanges += 1
+        here += threading.get_ident() == loop
         return exchange(store, **given)
 
     SharedStore._send, SharedStore._exchange_batch = timed_send, counted_exchange  # type: ignore[method-assign]
+    cpu = time.process_time()
     try:
         yield
     finally:
+        seen.cpu = time.process_time() - cpu
         SharedStore._send, SharedStore._exchange_batch = send, exchange  # type: ignore[method-assign]
 
 
@@ -159,7 +164,8 @@ def watched(seen: Seen) -> Iterator[None]:
 class Subjects:
     """The processes, and the stores for them."""
 
-    def __init__(self, pool: ProcessPoolExecutor, directory: str, valkey: Valkey) -> None:
+    def __init__(self, processes: int, pool: ProcessPoolExecutor, directory: str, valkey: Valkey) -> None:
+        self.processes = processes
         self._pool = pool
         self.stores = {"memory": "memory:", "SQLite": f"sqlite:{Path(directory) / 'books'}", "Valkey": valkey.url}
         self._opened = 0
@@ -171,48 +177,44 @@ class Subjects:
         if name != BARE:
             limits = {"tokens_per_second": rate, "burst": rate / 2, "ceiling": LARGE}
             settings = {"store": self.stores[name], "run": f"bench-{os.getpid()}-{self._opened}", **limits}
-        return list(self._pool.map(what, [settings] * PROCESSES, each))
+        return list(self._pool.map(what, [settings] * self.processes, each))
 
 
-def report() -> None:
+def report(processes: int) -> None:
     """Print all tables."""
     context = multiprocessing.get_context("spawn")
-    start = context.Barrier(PROCESSES, timeout=60.0)  # who fails keeps nobody
-    pool = ProcessPoolExecutor(PROCESSES, mp_context=context, initializer=ready, initargs=(start,))
+    start = context.Barrier(processes, timeout=60.0)  # who fails keeps nobody
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=ready, initargs=(start,))
     with tempfile.TemporaryDirectory() as directory, Valkey() as valkey, pool:
-        subjects = Subjects(pool, directory, valkey)
+        subjects = Subjects(processes, pool, directory, valkey)
         report_paced(subjects)
         report_scarce(subjects)
         report_saturated(subjects)
 
 
 def report_paced(subjects: Subjects) -> None:
-    names = [BARE, *subjects.stores]
-    rounds: list[dict[str, list[Seen]]] = []
-    for _ in range(ROUNDS):
-        rounds.append({name: subjects.play(name, paced, range(PROCESSES)) for name in names})
-    print(f"Paced at {CALLS_PER_SECOND:,} calls/s from {PROCESSES} processes, asyncio, no-op transport; us, p50 / p99,")
-    print(f"medians of {ROUNDS} rounds. Aims for the time added: SQLite 150 / 3,000, Valkey 400 / 5,000\n")
-    print(f"  {'':12}{'a call':>16}{'over bare httpx':>20}{'over memory':>20}{'late timers':>18}")
+    processes, names = subjects.processes, [BARE, *subjects.stores]
+    rounds = [{name: subjects.play(name, paced, range(processes)) for name in names} for _ in range(ROUNDS)]
+    print(f"{processes} processes, {CALLS_PER_SECOND:g} calls/s each, asyncio, no-op transport; us, p50 / p99, medians")
+    print(f"of {ROUNDS} rounds. Aims for 8 processes, time added: SQLite 150 / 3,000, Valkey 400 / 5,000\n")
+    print(f"  {'':12}{'a call':>16}{'over bare httpx':>18}{'over memory':>18}{'late timers':>16}{'CPU a call':>12}")
     for name in names:
         columns = [
             spelled(rounds, lambda r, n=name: quantiles(r[n], "calls")),
-            *(
-                "" if base == name else spelled(rounds, lambda r, n=name, b=base: difference(r[n], r[b]), "+")
-                for base in (BARE, "memory")
-            ),
+            spelled(rounds, lambda r, n=name: difference(r[n], r[BARE]), "+") if name != BARE else "",
+            spelled(rounds, lambda r, n=name: difference(r[n], r["memory"]), "+")
+            if name in ("SQLite", "Valkey")
+            else "",
             spelled(rounds, lambda r, n=name: quantiles(r[n], "late")),
         ]
-        print(f"  {name:12}{columns[0]:>16}{columns[1]:>20}{columns[2] if name != BARE else '':>20}{columns[3]:>18}")
+        cpu = statistics.median(sum(s.cpu for s in r[name]) / sum(len(s.calls) for s in r[name]) for r in rounds)
+        print(f"  {name:12}{columns[0]:>16}{columns[1]:>18}{columns[2]:>18}{columns[3]:>16}{cpu * 1e6:>12,.0f}")
     print("\n  A visit to the vault in the thread of the loop, us (aim: p99 of 1,000):")
-    for name in subjects.stores:
-        blocked = sorted(each for turn in rounds for seen in turn[name] for each in seen.blocked)
-        calls, visits = sum(len(seen.calls) for turn in rounds for seen in turn[name]), len(blocked)
-        if not blocked:
-            print(f"  {name:12}none")
-            continue
-        half, most, worst = (blocked[min(visits - 1, int(visits * q))] * 1e6 for q in (0.5, 0.99, 1.0))
-        print(f"  {name:12}p50 {half:,.0f}, p99 {most:,.0f}, longest {worst:,.0f}; {visits / calls:.2f} a call")
+    for name in ("SQLite", "Valkey"):
+        all_seen = [seen for turn in rounds for seen in turn[name]]
+        visits = sum(len(seen.blocked) for seen in all_seen) / sum(len(seen.calls) for seen in all_seen)
+        half, most = quantiles(all_seen, "blocked") if visits else (0.0, 0.0)
+        print(f"  {name:12}p50 {half:,.0f}, p99 {most:,.0f}; {visits:.2f} a call")
 
 
 def spelled(
@@ -234,11 +236,13 @@ def difference(mine: list[Seen], base: list[Seen]) -> tuple[float, float]:
 
 
 def report_scarce(subjects: Subjects) -> None:
-    print(f"\n{PROCESSES} processes with {CALLERS} callers each, as fast as a common rate of {SCARCE_CALLS_PER_SECOND}")
-    print(f"calls/s lets them. Shares over any {WINDOW_SECONDS:g} s (aim: no process below half of its fair share)\n")
+    print(f"\n{subjects.processes} processes with {CALLERS} callers each, as fast as a common rate lets them, which is")
+    print(
+        f"{SCARCE_CALLS_PER_SECOND} calls/s. Shares over any {WINDOW_SECONDS:g} s (aim: none below half of its fair share)\n"
+    )
     for name in ("SQLite", "Valkey"):
         rate = SCARCE_CALLS_PER_SECOND * TOKENS
-        all_seen = subjects.play(name, saturated, [SCARCE_SECONDS] * PROCESSES, rate)
+        all_seen = subjects.play(name, saturated, [SCARCE_SECONDS] * subjects.processes, rate)
         shares = sorted(shares_of([seen.ended_at for seen in all_seen]))
         calls = sum(len(seen.calls) for seen in all_seen)
         exchanges = sum(seen.exchanges for seen in all_seen)
@@ -253,15 +257,15 @@ def shares_of(ended_at: list[list[float]]) -> Iterator[float]:
     at = first
     while at + WINDOW_SECONDS <= last:
         got = [sum(at <= time < at + WINDOW_SECONDS for time in times) for times in ended_at]
-        fair = sum(got) / PROCESSES
+        fair = sum(got) / len(got)
         yield from (each / fair for each in got)
         at += 0.1
 
 
 def report_saturated(subjects: Subjects) -> None:
-    print(f"\n{PROCESSES} processes with {CALLERS} callers each, as fast as they can; p50 / p99\n")
+    print(f"\n{subjects.processes} processes with {CALLERS} callers each, as fast as they can; p50 / p99\n")
     for name in (BARE, *subjects.stores):
-        all_seen = subjects.play(name, saturated, [SECONDS] * PROCESSES)
+        all_seen = subjects.play(name, saturated, [SECONDS] * subjects.processes)
         calls, exchanges = (sum(each) for each in zip(*((len(s.calls), s.exchanges) for s in all_seen), strict=True))
         half, most = quantiles(all_seen, "calls")
         print(f"  {name:12}{calls / SECONDS:8,.0f} calls/s{exchanges / SECONDS:10,.0f} exchanges/s", end="")
