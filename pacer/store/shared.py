@@ -38,6 +38,8 @@ TELL_SECONDS = 1.0
 RENEWALS = 3
 """So often within its time a lease is renewed."""
 MOST_AT_ONCE = 256
+MOST_OF_CALLERS = 16
+"""What has piled up beyond this is the clerk's: it would keep an event loop for too long."""
 ROUNDS_OF_CALLERS = 3
 """So many exchanges a caller's own thread does on one occasion."""
 PATIENCE_SECONDS = 1.0
@@ -174,7 +176,8 @@ class SharedStore(MemoryStore):
         """Exchange at once with a quick vault, else let the clerk do it."""
         if self._is_closed or getattr(self._at_it, "now", False):
             return  # further up in this thread it is looked at again
-        if self._vault.is_quick and self._away_since is None:
+        is_little = len(self._admission.outbox) <= MOST_OF_CALLERS
+        if is_little and self._vault.is_quick and self._away_since is None:
             with suppress(Away):  # the clerk has more time
                 self._exchange(patient=False)
         waits = self._shared.waits_for_others and not self._looks

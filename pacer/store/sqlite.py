@@ -42,6 +42,9 @@ VERSION = 1
 PATIENCE_SECONDS = 0.8
 """How long a call goes on trying while other processes have the file; with its last try it stays below a second."""
 
+LONGEST_PAUSE_SECONDS = 0.004
+"""Between two tries: who waits for a turn must not lose each of them to those who come later."""
+
 HASTE_SECONDS = 0.0006
 """How long an exchange that is not patient goes on trying: an event loop waits for it, and others are soon done."""
 
@@ -179,7 +182,7 @@ class SqliteVault:
                         raise
                     raise Away(f"the store {self._path!r} is locked by another process") from None
             time.sleep(random.uniform(0.3, 1.0) * pause)  # noqa: S311  # spreads load, hides nothing
-            pause = min(0.02, 1.6 * pause)
+            pause = min(LONGEST_PAUSE_SECONDS, 1.6 * pause)
 
     def _try(self, work: Callable[[Sheet], T], creates: bool) -> T:
         lived_at = self._lived_at
