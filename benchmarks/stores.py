@@ -237,9 +237,7 @@ def difference(mine: list[Seen], base: list[Seen]) -> tuple[float, float]:
 
 def report_scarce(subjects: Subjects) -> None:
     print(f"\n{subjects.processes} processes with {CALLERS} callers each, as fast as a common rate lets them, which is")
-    print(
-        f"{SCARCE_CALLS_PER_SECOND} calls/s. Shares over any {WINDOW_SECONDS:g} s (aim: none below half of its fair share)\n"
-    )
+    print(f"{SCARCE_CALLS_PER_SECOND} calls/s. Over any {WINDOW_SECONDS:g} s (aim: none below half of its share)\n")
     for name in ("SQLite", "Valkey"):
         rate = SCARCE_CALLS_PER_SECOND * TOKENS
         all_seen = subjects.play(name, saturated, [SCARCE_SECONDS] * subjects.processes, rate)
