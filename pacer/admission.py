@@ -326,16 +326,12 @@ class Admission:
             if account not in ticket.account.path:
                 continue
             wait = self._server_wait(ticket.call, now) or self._decide(ticket, now)[0] or ticket.wait
-            wait = self._longest(wait or Wait("ceiling", None), due, now)
-            yield Waiting(
-                ticket.account.run.name,
-                ticket.account.label,
-                ticket.call.model,
-                ticket.call.worst,
-                wait.limit,
-                now - ticket.since,
-                wait.seconds,
-            )
+            yield self._waiting(ticket, self._longest(wait or Wait("ceiling", None), due, now), now)
+
+    def _waiting(self, ticket: Ticket, wait: Wait, now: float) -> Waiting:
+        account, call = ticket.account, ticket.call
+        since_seconds = now - ticket.since
+        return Waiting(account.run.name, account.label, call.model, call.worst, wait.limit, since_seconds, wait.seconds)
 
     # ---------------------------------------------------------------- the decision
 

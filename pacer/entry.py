@@ -94,9 +94,10 @@ class Withdraw(msgspec.Struct, frozen=True):
 
 
 class Look(msgspec.Struct, frozen=True):
-    """Asks how a run stands."""
+    """Asks how a run stands. Without room for ``needs`` tokens the process has a claim then: see :class:`Short`."""
 
     run: str
+    needs: int = 0
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -148,11 +149,13 @@ class RunBooks(msgspec.Struct, frozen=True):
 class Answer(msgspec.Struct, frozen=True):
     """What an exchange brought: one verdict an entry (``None`` for those that are no holds), and how things stand.
 
-    ``revision`` is another one when the limits of the pacer were changed; ``levels`` are those of its rates, by kind.
+    ``revision`` is another one when the limits of the pacer were changed; ``levels`` are those of its rates, by kind,
+    and ``refunds`` all that was ever given back to them: who took more than there was may go so much sooner.
     """
 
     verdicts: list[Verdict | None]
     runs: dict[str, RunBooks]
     levels: dict[Kind, float]
+    refunds: dict[Kind, int]
     paused: bool = False
     revision: int = 0

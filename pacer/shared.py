@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from pacer import ledger, verdict
@@ -37,7 +38,7 @@ from pacer.entry import (
 from pacer.fair import Turn
 from pacer.ledger import Account
 from pacer.ticket import Gate, Posted, Reservation, Ticket
-from pacer.usage import Settlement, Usage, Wait
+from pacer.usage import Kind, Settlement, Usage, Wait, Waiting
 
 FRESH_SECONDS = 0.05
 """What was seen of a run so long ago is looked at again before somebody waits or is refused for it."""
@@ -54,6 +55,16 @@ class Receded(Exception):
     """Shared books say that less of a run was spent than they said before: writes were lost."""
 
 
+class _Delay(msgspec.Struct, frozen=True):
+    """Until when a call waits that took more than there was of one rate: ``gate``, if nothing else delays it; and what
+    had been given back to that rate then.
+    """
+
+    until: float
+    gate: Gate | None
+    refunds: int
+
+
 class SharedAdmission(Admission):
     """The admission of one of several processes; ``member`` is what it calls itself in the shared books."""
 
@@ -65,13 +76,16 @@ class SharedAdmission(Admission):
         self.passes = False
         """Whether calls go without asking, because the store is away."""
         self.told: list[Ticket] = []
-        """Who was answered and goes on waiting."""
+        """Who was answered: to be woken even if nobody waits in line."""
         self._lost: dict[Account, str] = {}
         self._seen: dict[Account, list[int]] = {}
-        self._delayed: dict[Ticket, float] = {}
+        self._delayed: dict[Ticket, _Delay] = {}
+        self._refunds: dict[Kind, int] = {}
         self._debtor: Reservation | None = None
         self._unheld: set[Reservation] = set()
+        self._carves: dict[str, int] = {}
         self._claims: set[Account] = set()
+        """Runs in which this process may have a claim."""
         self._asking: Counter[Account] = Counter()
         self._highest: dict[Account, int] = {}
         self._unwritten: dict[Reservation, Posted] = {}
@@ -95,6 +109,9 @@ class SharedAdmission(Admission):
         place = ticket.place = self._keep_place(ticket, now)
         if owes:
             self._debtor = place
+            if not ticket.position:  # its turn came before there was a line
+                ticket.account.own.charge(ticket.call.tokens)
+                place.charged = ticket.call.tokens
         self._ask(ticket)
         self._post(self._hold_for(ticket, place, now), ticket, place, now)
         return place
@@ -127,22 +144,22 @@ class SharedAdmission(Admission):
     def _ask(self, ticket: Ticket) -> None:
         ticket.is_asking = True
         self._asking[ticket.account.run] += 1
+        if ticket.place is None:
+            ledger.queue(ticket.account, 1)  # an ended agent is not over before its last call is
 
     def _is_answered(self, ticket: Ticket) -> None:
         ticket.is_asking = False
         self._asking[ticket.account.run] -= 1
+        if ticket.place is None:
+            ledger.queue(ticket.account, -1)
+            if ticket.is_left:
+                self.register.retire(ticket.account)
 
     def _post(
         self, entry: Entry, ticket: Ticket | None = None, place: Reservation | None = None, since: float = 0.0
     ) -> None:
-        if any(run.name == entry.run for run in self._lost):
-            return
-        carved = 0
-        if isinstance(entry, Hold):
-            carved = -entry.worst if entry.reserve else sum(carve.amount for carve in entry.carves)
-        elif isinstance(entry, Settle):
-            carved = entry.returned
-        self.outbox.append(Posted(entry, since, ticket, place, carved))
+        if not any(run.name == entry.run for run in self._lost):
+            self.outbox.append(Posted(entry, since, ticket, place))
 
     def _id(self, place: Reservation) -> str:
         return f"{self.member}.{place.id}{'p' if place in self._unheld else ''}"
@@ -159,6 +176,7 @@ class SharedAdmission(Admission):
         for gate in self.gates:
             if gate.kind in answer.levels:
                 gate.bucket.set_level(answer.levels[gate.kind] - self._on_the_way(gate), now)
+        self._refunds = answer.refunds
         for name, books in answer.runs.items():
             if (run := self.register.known(name)) is not None:
                 self._see(run, books, now)
@@ -167,10 +185,13 @@ class SharedAdmission(Admission):
         for posted, said in reversed(list(zip(batch, answer.verdicts, strict=True))):
             if posted.ticket is not None:
                 self._take_answer(posted.ticket, said, now)
+        self._withdraw_claims()
 
     def _take_answer(self, ticket: Ticket, said: Verdict | None, now: float) -> None:
         self._is_answered(ticket)
         if ticket.is_left:
+            if ticket.place is not None and not isinstance(said, Held):
+                ledger.not_start(ticket.place.starts)
             return
         is_new = not ticket.position
         match said:
@@ -178,16 +199,13 @@ class SharedAdmission(Admission):
                 self._admit(ticket, said, now)
             case Short():
                 self._put_back(ticket, now)
-                self._claims.add(ticket.account.run)
                 super()._wait_in_line(ticket, Wait("ceiling", None), now)
             case Late():
                 self._put_back(ticket, now)
                 self._refuse(ticket, self._too_long(ticket, Wait(said.limit, said.seconds)))
             case None:
                 self._consider(ticket, now)
-        if ticket.decision is not None:
-            self._decided.append(ticket)
-        elif is_new and not ticket.is_asking:
+        if ticket.decision is not None or (is_new and not ticket.is_asking):
             self.told.append(ticket)
 
     def _consider(self, ticket: Ticket, now: float) -> None:
@@ -206,14 +224,25 @@ class SharedAdmission(Admission):
         if held.amount < place.call.worst:
             ledger.lower(place.account, place.call.worst - held.amount)
             place.call = replace(place.call, worst=held.amount)
-        self._claims.discard(place.account.run)
         if held.seconds > 0.0:
             ticket.wait = Wait(held.limit, held.seconds)
             ticket.position = ticket.position or 1
-            self._delayed[ticket] = now + held.seconds
+            self._delayed[ticket] = self._delay(place, held, now)
             self._count_delayed(ticket, 1)
         else:
             self._let_in(ticket, place, now, now - ticket.since if ticket.position else 0.0)
+
+    def _delay(self, place: Reservation, held: Held, now: float) -> _Delay:
+        """What others give back shortens it; where several rates are short, nobody knows by how much."""
+        short = [gate for gate in place.gates if gate.bucket.wait_seconds(0.0, now) > 0.0]
+        gate = short[0] if len(short) == 1 and short[0].limit == held.limit else None
+        return _Delay(now + held.seconds, gate, self._refunds.get(gate.kind, 0) if gate else 0)
+
+    def _acts_at(self, ticket: Ticket) -> float:
+        delay = self._delayed[ticket]
+        if delay.gate is None:
+            return delay.until
+        return delay.until - (self._refunds.get(delay.gate.kind, 0) - delay.refunds) / delay.gate.bucket.per_second
 
     def _let_in(self, ticket: Ticket, place: Reservation, now: float, waited_seconds: float) -> None:
         super()._let_in(ticket, place, now, waited_seconds)
@@ -224,7 +253,9 @@ class SharedAdmission(Admission):
         """The books did not hold it: as if it had not been asked for."""
         place = ticket.place
         assert place is not None, "an answer without a question"
+        ledger.queue(ticket.account, 1)  # as above
         super()._undo(place, now)
+        ledger.queue(ticket.account, -1)
         ledger.not_start(place.starts)
         ticket.place = None
         if self._debtor is place:
@@ -233,19 +264,39 @@ class SharedAdmission(Admission):
     def _acknowledge(self, posted: Posted, said: Verdict | None) -> None:
         """Keep account of what of the shared sums is this process's."""
         entry, place = posted.entry, posted.place
-        if place is not None:
-            own = self._seen_of(place.account.run)
-            if isinstance(said, Held):
-                place.shared = said.amount
-                self._add(own, {"held": said.amount, "in_flight": 1, "carved": posted.carved})
-            elif isinstance(entry, Settle):
-                self._unwritten.pop(place, None)
-                if entry.is_held and place.shared is not None:
-                    self._add(own, {"held": -place.shared, "in_flight": -1, "carved": posted.carved})
-                if not entry.is_held or place.shared is not None:
-                    self._add(own, entry.booked)
-        elif isinstance(entry, Release) and (run := self.register.known(entry.run)) is not None:
-            self._add(self._seen_of(run), {"carved": posted.carved})
+        if isinstance(entry, Release) and (run := self.register.known(entry.run)) is not None:
+            self._add(self._seen_of(run), {"carved": -sum(self._carves.pop(name, 0) for name in entry.ids)})
+        if isinstance(entry, Look) and entry.needs and (run := self.register.known(entry.run)) is not None:
+            self._claims.add(run)
+        if place is None:
+            return
+        own = self._seen_of(place.account.run)
+        if isinstance(entry, Hold) and isinstance(said, Held):
+            place.shared = said.amount
+            self._add(own, {"held": said.amount, "in_flight": 1, "carved": self._carve_there(entry)})
+        elif isinstance(said, Short):
+            self._claims.add(place.account.run)
+        elif isinstance(entry, Settle):
+            self._unwritten.pop(place, None)
+            if entry.is_held and place.shared is not None:
+                returned = self._add_to_carve(entry.reserve, entry.returned)
+                self._add(own, {"held": -place.shared, "in_flight": -1, "carved": returned})
+            if not entry.is_held or place.shared is not None:
+                self._add(own, entry.booked)
+
+    def _carve_there(self, entry: Hold) -> int:
+        """By how much a hold has changed what is carved out."""
+        new = {carve.id: carve.amount for carve in entry.carves if carve.id not in self._carves}
+        self._carves |= new
+        return sum(new.values()) + self._add_to_carve(entry.reserve, -entry.worst)
+
+    def _add_to_carve(self, name: str, amount: int) -> int:
+        """What is taken from a carve is no more than there is; nothing, if it is not there any more."""
+        if name not in self._carves:
+            return 0
+        changed = max(amount, -self._carves[name])
+        self._carves[name] += changed
+        return changed
 
     def _seen_of(self, run: Account) -> list[int]:
         return self._seen.setdefault(run, [0] * len(SUMS))
@@ -283,13 +334,26 @@ class SharedAdmission(Admission):
 
     # ---------------------------------------------------------------- those who wait
 
+    def _next_decided(self, now: float) -> Ticket | None:
+        if self._debtor is None:
+            return super()._next_decided(now)
+        if self._shrunk:
+            self._dismiss_hopeless(now)
+        self._blocked = []  # all behind the one that has taken more than there was
+        return None
+
+    def _waits(self, account: Account, now: float) -> Iterator[Waiting]:
+        for ticket in self._delayed:
+            if account in ticket.account.path and ticket.wait is not None:
+                yield self._waiting(ticket, Wait(ticket.wait.limit, self._acts_at(ticket) - now), now)
+        yield from super()._waits(account, now)
+
     def pump(self, now: float) -> list[Ticket]:
         """Decide on everybody who can be decided now; see :meth:`pacer.admission.Admission.pump`."""
-        for ticket in [ticket for ticket, acts_at in self._delayed.items() if acts_at <= now]:
-            self._stop_delay(ticket)
-            assert ticket.place is not None, "delayed without a place"
-            self._let_in(ticket, ticket.place, now, now - ticket.since)
-            self._decided.append(ticket)
+        for ticket in list(self._delayed):
+            acts_at = self._acts_at(ticket)
+            if acts_at <= now or (ticket.deadline is not None and acts_at > ticket.deadline):
+                self._end_delay(ticket, acts_at - now, now)
         decided = super().pump(now)
         self._withdraw_claims()
         return decided
@@ -302,13 +366,44 @@ class SharedAdmission(Admission):
     def next_due(self, now: float) -> tuple[Ticket, float] | None:
         """Whose case time alone changes first, and when."""
         due = super().next_due(now)
-        dues = [*self._delayed.items(), *([due] if due is not None else [])]
+        dues = [(ticket, self._acts_at(ticket)) for ticket in self._delayed] + ([due] if due is not None else [])
         return min(dues, key=lambda due: due[1], default=None)
+
+    def needed(self, run: Account) -> int:
+        """The room under the ceiling of a run that the first one waits for who is short of it; 0 without any."""
+        for _, ticket in self._heads(list(self._lanes.values()), set()):
+            account, call = ticket.account, ticket.call
+            if account.run is not run or self._pays_from_reserve(ticket):
+                continue
+            if ledger.fit(account, call, self.spawn_threshold) is run:
+                return dict(ledger.needs(account, call, self.spawn_threshold))[run]
+        return 0
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether any call went without asking."""
+        return self._oddities["unshared"] > 0
 
     @property
     def waits_for_others(self) -> bool:
         """Whether somebody waits for what no time brings, but perhaps another process."""
-        return self.waiting > len(self._delayed) and (bool(self._held_up) or not self._blocked)
+        if self.waiting > len(self._delayed):
+            return bool(self._held_up) or not self._blocked or bool(self._delayed)
+        return bool(self._delayed)
+
+    def _end_delay(self, ticket: Ticket, seconds: float, now: float) -> None:
+        """It may go now, or has learned that it would come too late."""
+        self._stop_delay(ticket)
+        place = ticket.place
+        assert place is not None, "delayed without a place"
+        if seconds <= 0.0:
+            self._let_in(ticket, place, now, now - ticket.since)
+        else:
+            wait = ticket.wait
+            assert wait is not None, "delayed without a reason"
+            self._undo(place, now)
+            self._refuse(ticket, self._too_long(ticket, Wait(wait.limit, seconds)))
+        self._decided.append(ticket)
 
     def _stop_delay(self, ticket: Ticket) -> None:
         del self._delayed[ticket]
@@ -375,8 +470,7 @@ class SharedAdmission(Admission):
     def end(self, account: Account) -> None:
         """An agent has ended; what it had carved out is everybody's."""
         if account.started and account.reserve:
-            entry = Release(account.run.name, (self._carve_id(account),))
-            self.outbox.append(Posted(entry, 0.0, carved=-account.left))
+            self._release([account])
         super().end(account)
 
     # ---------------------------------------------------------------- changes for all
@@ -403,6 +497,13 @@ class SharedAdmission(Admission):
         """The rates have been changed."""
         self.revision = revision
         super().set_limits(limits, now)
+        rates = {gate.kind: gate for gate in self.gates}
+        for ticket, delay in self._delayed.items():
+            if delay.gate is not None and (gate := rates.get(delay.gate.kind)) is not None:
+                seconds = (self._acts_at(ticket) - now) * delay.gate.bucket.per_second / gate.bucket.per_second
+                self._delayed[ticket] = _Delay(now + seconds, gate, self._refunds.get(gate.kind, 0))
+            else:
+                self._delayed[ticket] = _Delay(now, None, 0)
 
     # ---------------------------------------------------------------- a store that is away, or has forgotten
 
@@ -411,17 +512,30 @@ class SharedAdmission(Admission):
         asked = [posted for posted in self.outbox if posted.ticket is not None and posted.since <= before]
         for posted in asked:
             self.outbox.remove(posted)
-            if posted.place is not None:  # it may be held there all the same, or come to be
-                void = self._end_of(posted.place, Usage(), Usage(), Settlement(0, 0, "void"))
-                self._post(replace(void, is_held=False), place=posted.place)
+            if posted.place is not None:
+                self._take_back(posted.place)
         for posted in asked:
-            if posted.ticket is not None and not posted.ticket.is_left:
-                self._go_without(posted.ticket, why, now)
+            if posted.ticket is not None:
+                self._is_answered(posted.ticket)
+                if not posted.ticket.is_left:
+                    self._go_without(posted.ticket, why, now)
         if not self.passes:
             self._dismiss(self._waiting_below(self.register.root), why, now)
 
+    def _take_back(self, place: Reservation) -> None:
+        """The store may have heard of it all the same, or come to hear of it."""
+        void = self._end_of(place, Usage(), Usage(), Settlement(0, 0, "void"))
+        self._post(replace(void, is_held=False), place=place)
+        self._claims.add(place.account.run)
+        self._release([node for node in place.starts if node.left])
+        ledger.not_start(place.starts)
+        place.starts = ()
+
+    def _release(self, accounts: list[Account]) -> None:
+        for account in accounts:
+            self._post(Release(account.run.name, (self._carve_id(account),)))
+
     def _go_without(self, ticket: Ticket, why: str, now: float) -> None:
-        self._is_answered(ticket)
         if not self.passes:
             if ticket.place is not None:
                 self._put_back(ticket, now)
@@ -431,9 +545,11 @@ class SharedAdmission(Admission):
         else:
             self._pass(ticket.place)
             self._let_in(ticket, ticket.place, now, now - ticket.since)
-        (self.told if ticket.decision is None else self._decided).append(ticket)
+        self.told.append(ticket)
 
     def _pass(self, place: Reservation) -> None:
+        ledger.not_start(place.starts)  # nothing is carved out there: the next call that is held does that
+        place.starts = ()
         self._unheld.add(place)
         self._oddities["unshared"] += 1
 
@@ -444,12 +560,14 @@ class SharedAdmission(Admission):
         for posted in [posted for posted in self.outbox if name in ("", posted.entry.run)]:
             self.outbox.remove(posted)
             ticket = posted.ticket
-            if ticket is not None and not ticket.is_left:
-                self._is_answered(ticket)
+            if ticket is None:
+                continue
+            self._is_answered(ticket)
+            if not ticket.is_left:
                 if ticket.place is not None:
                     self._put_back(ticket, now)
                 self._refuse(ticket, verdict.store_unavailable(ticket.call, ticket.account, why))
-                self._decided.append(ticket)
+                self.told.append(ticket)
         for run in lost:
             self._dismiss(self._waiting_below(run), why, now)
 
@@ -461,7 +579,8 @@ class SharedAdmission(Admission):
         for ticket in list(tickets):
             self._unqueue(ticket, now)
             self._refuse(ticket, verdict.store_unavailable(ticket.call, ticket.account, why))
-            self._decided.append(ticket)
+            self.told.append(ticket)
+        self._withdraw_claims()
 
     def telling(self, now: float) -> dict[str, Any]:
         """What this process has to show of each run: its agents, who waits for what, what was refused."""
@@ -485,6 +604,7 @@ class SharedAdmission(Admission):
         self.told.clear()
         self._delayed.clear()
         self._unheld.clear()
+        self._carves.clear()
         self._claims.clear()
         self._asking.clear()
         self._unwritten.clear()

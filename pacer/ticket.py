@@ -116,16 +116,15 @@ class Ticket(msgspec.Struct, eq=False):
 class Posted(msgspec.Struct, eq=False):
     """An entry on its way to shared books: whose case it decides, whose place it ends, and when it was written.
 
-    ``carved`` is by how much it changes what this process has carved out there; ``done`` is called, outside the lock,
-    when it is written.
+    ``done`` is called, outside the lock, when the books have it; it ``is_kept`` where it outlives this process.
     """
 
     entry: Entry
     since: float
     ticket: Ticket | None = None
     place: Reservation | None = None
-    carved: int = 0
     done: Callable[[], object] | None = None
+    is_kept: bool = False
 
 
 def gate(limit: str, kind: Kind, rate: Rate, burst: float, now: float) -> Gate:

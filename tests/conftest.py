@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import engine
 from tests.servers import CALLERS, Caller
 
 collect_ignore = ["sdks"]  # only where it is named (make test-sdks): its SDKs have an environment of their own
@@ -21,6 +23,13 @@ def caller(request: pytest.FixtureRequest) -> Caller:
     """Each of the four clients."""
     caller: Caller = request.param
     return caller
+
+
+@pytest.fixture(params=engine.STORES)
+def each_store(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Engines with their books in each kind of store."""
+    with engine.on(request.param):
+        yield
 
 
 @pytest.fixture(autouse=True)

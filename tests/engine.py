@@ -2,23 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 from pacer.admission import Admission
+from pacer.entry import Limit
 from pacer.ledger import Account
+from pacer.shared import SharedAdmission
+from pacer.store.journal import Journal
 from pacer.store.memory import MemoryStore
-from pacer.ticket import Caller, Gate, Reservation, Ticket, gate
-from pacer.usage import Estimate, Rate, Settlement, Source, Usage, Word
+from pacer.store.shared import SharedStore
+from pacer.ticket import Caller, Reservation, Ticket, gates_of
+from pacer.usage import Estimate, Settlement, Source, Usage, Word
+from tests.shelves import SHELVES, Shelf
+
+STORES = ("memory", *SHELVES)
+_shelf: Shelf | None = None
+_numbers = itertools.count(1)
+
+
+@contextmanager
+def on(store: str) -> Iterator[None]:
+    """Engines that are made inside have their books in a store of this kind."""
+    global _shelf
+    if store == "memory":
+        yield
+        return
+    try:
+        with SHELVES[store]() as _shelf:
+            yield
+    finally:
+        _shelf = None
 
 
 class Clock:
-    """Time that moves only when told to."""
+    """Time that moves only when told to, and with it that of the shelf."""
 
     def __init__(self, now: float = 1_000.0) -> None:
-        self.now = now
+        self._now = now
 
     def __call__(self) -> float:
         return self.now
+
+    @property
+    def now(self) -> float:
+        """Seconds."""
+        return self._now
+
+    @now.setter
+    def now(self, now: float) -> None:
+        if _shelf is not None and now != self._now:
+            _shelf.advance(now - self._now)
+        self._now = now
+
+
+class Desk(SharedStore):
+    """The process's side of shared books without its clerk: whoever calls does all, whatever the vault."""
+
+    def _ring(self) -> None:
+        """Nobody to call."""
 
 
 class Seat:
@@ -52,16 +96,35 @@ class Engine:
         order: Literal["fair", "finish_first"] = "fair",
     ) -> None:
         self.clock = Clock()
-        gates: tuple[Gate, ...] = ()
-        if rate is not None:
-            gates = (gate("tokens_per_second", "tokens", Rate(rate), burst, self.clock.now),)
+        self.limits = () if rate is None else (Limit("tokens_per_second", "tokens", rate, 1.0, burst),)
         self.account = Account("default", ceiling, parent=Account("pacer", kind="pacer"))
         self.caller = Caller(self.account)
-        self.admission = Admission(
-            self.account, gates, max_wait=max_wait, may_wait=may_wait, spawn_threshold=spawn_threshold, order=order
-        )
-        self.store = MemoryStore(self.admission, self.clock)
+        rules: dict[str, Any] = {"max_wait": max_wait, "may_wait": may_wait, "order": order}
+        rules["spawn_threshold"] = spawn_threshold
+        self.admission, self.store = self._alone(rules) if _shelf is None else self._beside_others(_shelf, rules)
         self.seats: list[Seat] = []
+
+    def _alone(self, rules: dict[str, Any]) -> tuple[Admission, MemoryStore]:
+        admission = Admission(self.account, gates_of(self.limits, self.clock.now), **rules)
+        return admission, MemoryStore(admission, self.clock)
+
+    def _beside_others(self, shelf: Shelf, rules: dict[str, Any]) -> tuple[Admission, MemoryStore]:
+        vault = shelf.open_vault(f"pacer-{next(_numbers)}")
+        vault.is_quick = True
+        opened = vault.open("default", self.account.ceiling, self.limits)
+        admission = SharedAdmission(self.account, gates_of(self.limits, self.clock.now), vault.member, **rules)
+        store = Desk(
+            admission,
+            vault,
+            self.limits,
+            Journal("engine", vault.member),
+            lease=60.0,
+            failure="refuse",
+            grace=2.0,
+            clock=self.clock,
+        )
+        store.see(opened)
+        return admission, store
 
     def offer(self, call: Estimate, owner: object = None, caller: Caller | None = None) -> Ticket:
         """Offer a call; if it has to wait, it gets a seat."""

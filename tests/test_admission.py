@@ -13,6 +13,8 @@ from pacer.ticket import Caller, gate
 from pacer.usage import Estimate, Rate, Settlement, Usage
 from tests.engine import Engine, call, granted, place_of
 
+pytestmark = pytest.mark.usefixtures("each_store")
+
 
 def test_a_settlement_lets_the_next_one_in():
     """What a call did not use is there for the next one at once."""
@@ -315,10 +317,11 @@ def test_after_a_pause_the_oldest_goes_first():
     engine = Engine(rate=10, burst=100)
     engine.answer(engine.offer(call(100, model="a")), 429, pause=1.0)
     first = engine.offer(call(60, model="a"))
+    engine.offer(call(20, model="b"))  # a call that others share a rate with has its place when it comes to the head
     second = engine.offer(call(50, model="b"))
-    engine.advance(5.5)
+    engine.advance(5.9)
     assert (granted(first), granted(second)) == (False, False)
-    engine.advance(0.6)
+    engine.advance(2.2)
     assert (granted(first), granted(second)) == (True, False)
     engine.advance(5.0)
     assert granted(second)

@@ -6,14 +6,8 @@ store pass.
 
 from __future__ import annotations
 
-import atexit
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Protocol
 
 import pytest
 from hypothesis import settings
@@ -44,106 +38,12 @@ from pacer.entry import (
     Verdict,
     Withdraw,
 )
-from pacer.store.redis import RedisVault
-from pacer.store.sqlite import SqliteVault
 from pacer.store.vault import KEPT_SECONDS, Forgotten, Vault
 from pacer.usage import Kind
-from tests.valkey import Clock, Valkey
+from tests.shelves import SHELVES, Shelf
 
 TOKENS = Limit("tokens_per_minute", "tokens", 600.0, 60.0, 100.0)  # 10 a second
 REQUESTS = Limit("requests_per_minute", "requests", 60.0, 60.0, 10.0)  # 1 a second
-
-
-class Shelf(Protocol):
-    """One store, and vaults on it."""
-
-    def open_vault(self, pacer: str = "p", lease: float = 60.0) -> Vault:
-        """Another process."""
-
-    def advance(self, seconds: float) -> None:
-        """Let the time of the store pass; negative: its clock steps back."""
-
-    def age(self, seconds: float) -> None:
-        """Let all runs there be unused for so much longer."""
-
-    def close(self) -> None:
-        """Close all vaults."""
-
-
-class SqliteShelf:
-    """A file, and a clock that only goes when it is told."""
-
-    def __init__(self, directory: Path) -> None:
-        self._path = str(directory / "books.db")
-        self._vaults: list[SqliteVault] = []
-        self.now = 1_000.0
-
-    def open_vault(self, pacer: str = "p", lease: float = 60.0) -> Vault:
-        self._vaults.append(SqliteVault(self._path, pacer, lease, lambda: self.now))
-        return self._vaults[-1]
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
-    def age(self, seconds: float) -> None:
-        books = next(vault._books for vault in self._vaults if vault._books is not None)
-        books.execute("UPDATE runs SET used_at = used_at - ?", (seconds,))
-
-    def close(self) -> None:
-        for vault in self._vaults:
-            vault.close()
-
-
-@contextmanager
-def sqlite_shelf() -> Iterator[Shelf]:
-    with TemporaryDirectory() as directory:
-        shelf = SqliteShelf(Path(directory))
-        yield shelf
-        shelf.close()
-
-
-class ValkeyShelf:
-    """A real server, whose scripts go by a clock that only goes when it is told."""
-
-    def __init__(self, valkey: Valkey, clock: Clock) -> None:
-        self._valkey = valkey
-        self._clock = clock
-        self._vaults: list[RedisVault] = []
-
-    def open_vault(self, pacer: str = "p", lease: float = 60.0) -> Vault:
-        self._vaults.append(RedisVault(self._valkey.url, pacer, lease))
-        return self._vaults[-1]
-
-    def advance(self, seconds: float) -> None:
-        self._clock.advance(seconds)
-
-    def age(self, seconds: float) -> None:
-        self._valkey.age(seconds)
-
-    def close(self) -> None:
-        for vault in self._vaults:
-            vault.close()
-
-
-@cache
-def started() -> Valkey:
-    """One server for all tests of this process."""
-    valkey = Valkey()
-    atexit.register(valkey.close)
-    return valkey
-
-
-@contextmanager
-def valkey_shelf() -> Iterator[Shelf]:
-    started().ask("FLUSHALL")
-    with started().clock() as clock:
-        shelf = ValkeyShelf(started(), clock)
-        yield shelf
-        shelf.close()
-
-
-SHELVES = {"sqlite": sqlite_shelf, "valkey": valkey_shelf}
-"""How to put up a shelf of each kind; a context, so that a state machine can have one for each example."""
 
 
 @pytest.fixture(params=SHELVES)
@@ -455,6 +355,18 @@ def test_a_new_claim_goes_to_the_end_of_the_line(shelf, vault):
     other.exchange([hold("c", 400)])
     vault.exchange([Withdraw("r"), hold("b", 500)])
     assert vault.exchange([Look("r")]).runs["r"].claimed == 400
+    assert other.exchange([Look("r")]).runs["r"].claimed == 0
+
+
+def test_who_looks_for_room_that_is_not_there_has_a_claim(shelf, vault):
+    """It need not ask in vain for a hold first, in the moment that there is room; and with room it claims nothing."""
+    other = opened(shelf)
+    vault.exchange([hold("a", 900), Look("r", needs=100)])
+    assert other.exchange([Look("r")]).runs["r"].claimed == 0
+    vault.exchange([Look("r", needs=101)])
+    assert other.exchange([Look("r")]).runs["r"].claimed == 101
+    assert one(other, hold("b", 50)) == Short()
+    vault.exchange([settle("a", 100), Look("r", needs=901)])
     assert other.exchange([Look("r")]).runs["r"].claimed == 0
 
 

@@ -8,9 +8,10 @@ from pacer.admission import Admission
 from pacer.entry import Change, Limit
 from pacer.errors import LimitsConflict, StoreError
 from pacer.ledger import Account
-from pacer.settings import Settings
+from pacer.settings import Settings, shown
 from pacer.shared import SharedAdmission
 from pacer.store import Store
+from pacer.store.journal import Journal
 from pacer.store.memory import MemoryStore
 from pacer.store.shared import SharedStore
 from pacer.store.vault import Away, Opened, Vault
@@ -51,12 +52,14 @@ def open_store(chosen: Settings, clock: Callable[[], float]) -> Store:
         admission,
         vault,
         opened.limits,
+        Journal(f"{shown('store', chosen.store)} {chosen.run}", vault.member),
         lease=chosen.lease,
         failure=chosen.store_failure,
         grace=chosen.store_grace,
         clock=clock,
     )
     store.see(opened)
+    store.work_off_the_dead()
     return store
 
 

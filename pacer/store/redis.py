@@ -96,6 +96,7 @@ class _Told(msgspec.Struct, frozen=True):
     verdict: tuple[str, ...] = ()
     runs: dict[str, RunBooks] = {}
     levels: dict[Kind, float] = {}
+    refunds: dict[Kind, int] = {}
     paused: bool = False
     revision: int = 0
 
@@ -183,7 +184,7 @@ class RedisVault:
             self._usual_seconds += (min(took, HASTE_SECONDS) - self._usual_seconds) / 8
         last = told[-1]
         verdicts = [_verdict(one.verdict) for one in told[: len(entries)]]
-        return Answer(verdicts, last.runs, last.levels, last.paused, last.revision)
+        return Answer(verdicts, last.runs, last.levels, last.refunds, last.paused, last.revision)
 
     def renew(self, status: str) -> None:
         """Prolong the lease, and book what others have lost theirs with."""

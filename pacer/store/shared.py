@@ -8,9 +8,11 @@ time is at the vault, never under the lock of the books; what is written meanwhi
 from __future__ import annotations
 
 import atexit
+import itertools
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -22,12 +24,13 @@ import msgspec
 import tenacity
 
 from pacer.admission import Admission
-from pacer.entry import Change, Limit, Look
+from pacer.entry import Change, Limit, Look, Settle
 from pacer.errors import StoreError
 from pacer.ledger import Account
 from pacer.shared import Receded, SharedAdmission
+from pacer.store.journal import Journal
 from pacer.store.memory import MemoryStore
-from pacer.store.vault import Away, Busy, Forgotten, Opened, Vault
+from pacer.store.vault import Away, Forgotten, Opened, Vault
 from pacer.ticket import Posted, Reservation, Seat
 from pacer.usage import Status
 
@@ -61,6 +64,7 @@ class SharedStore(MemoryStore):
         admission: SharedAdmission,
         vault: Vault,
         limits: tuple[Limit, ...],
+        journal: Journal,
         *,
         lease: float,
         failure: Literal["refuse", "pass"],
@@ -71,6 +75,7 @@ class SharedStore(MemoryStore):
         self._shared = admission
         self._vault = vault
         self._limits = limits
+        self._journal = journal
         self._lease = lease
         self._passes_when_away = failure == "pass"
         self._grace = grace
@@ -83,6 +88,7 @@ class SharedStore(MemoryStore):
         self._is_closed = False
         self._make_threads()
         _open_ones.add(self)
+        _close_with_process(self)
 
     def _make_threads(self) -> None:
         self._wire = threading.Lock()
@@ -105,6 +111,11 @@ class SharedStore(MemoryStore):
         with self._books as now:
             self._see(self.account, opened, now)
 
+    def work_off_the_dead(self) -> None:
+        """Book what processes that have died could not."""
+        with suppress(Away, Forgotten):  # it is left to who comes next
+            self._journal.work_off(lambda settlements: self._at_vault(lambda vault: vault.exchange(settlements)))
+
     def _see(self, run: Account, opened: Opened, now: float) -> None:
         self._shared.revision = opened.revision
         self._shared.see(run, opened.run, now)
@@ -123,7 +134,7 @@ class SharedStore(MemoryStore):
         run = (account or self.account).run
         seen = None
         with self._books as now:
-            if now - run.seen_at > LOOK_SECONDS and self._away_since is None:
+            if now - run.seen_at > LOOK_SECONDS and self._away_since is None and not self._is_closed:
                 self._admission.outbox.append(Posted(Look(run.name), now))
                 seen = self._when_last_is_written()
         if seen is not None:
@@ -138,18 +149,44 @@ class SharedStore(MemoryStore):
     def when_written(self, place: Reservation, seat: Seat) -> bool:
         """Wake ``seat`` when the end of the reservation is in the vault, or that is away; ``False``: it is there."""
         with self._books:
-            return self._away_since is None and self._shared.when_written(place, seat.wake)
+            is_there = self._away_since is None and not self._is_closed
+            return is_there and self._shared.when_written(place, seat.wake)
 
     def close(self) -> None:
         """Write what is left to write; what was carved out goes back, what is held is left to its lease."""
         if self._is_closed:
             return
-        with suppress(Away, Forgotten, StoreError):
-            self._exchange(patient=True)
         self._is_closed = True
-        with suppress(Away, Forgotten, StoreError):
+        with suppress(Forgotten, StoreError):
+            self._at_vault(self._write_the_rest)
+        if self._admission.outbox:
+            self._keep()
+            self._journal.leave()
+        else:
+            self._journal.clear()
+        with suppress(Forgotten, StoreError):
             self._at_vault(_leave)
+        self._dismiss_all()
+        _tell(self._shared.stop_waiting())
         self._bell.set()
+
+    def _dismiss_all(self) -> None:
+        """Nobody will ever answer those who ask now, or wait."""
+        with self._books as now:
+            self._shared.passes = False
+            self._shared.give_up(now, f"the store of run {self.account.name} was left by close()", now)
+            self._take_told()
+
+    def _write_the_rest(self, vault: Vault) -> None:
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Away),
+            wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.25),
+            stop=tenacity.stop_after_delay(self._grace),
+            reraise=True,
+        ):
+            with attempt:
+                while self._admission.outbox:
+                    _tell(self._exchange_batch(patient=True))
 
     def _changes_all(self) -> bool:
         outbox = self._admission.outbox
@@ -174,8 +211,14 @@ class SharedStore(MemoryStore):
 
     def _send(self) -> None:
         """Exchange at once with a quick vault, else let the clerk do it."""
-        if self._is_closed or getattr(self._at_it, "now", False):
+        if self._is_closed:
+            if any(posted.ticket is not None for posted in list(self._admission.outbox)):
+                self._dismiss_all()
+            return
+        if getattr(self._at_it, "now", False):
             return  # further up in this thread it is looked at again
+        if self._away_since is not None or self._shared.has_passed:
+            self._keep()
         is_little = len(self._admission.outbox) <= MOST_OF_CALLERS
         if is_little and self._vault.is_quick and self._away_since is None:
             with suppress(Away):  # the clerk has more time
@@ -189,7 +232,7 @@ class SharedStore(MemoryStore):
         rounds = 0
         self._at_it.now = True
         try:
-            while self._admission.outbox and (patient or rounds < ROUNDS_OF_CALLERS):
+            while self._admission.outbox and not self._is_closed and (patient or rounds < ROUNDS_OF_CALLERS):
                 if not self._wire.acquire(blocking=False):
                     return
                 rounds += 1
@@ -199,9 +242,7 @@ class SharedStore(MemoryStore):
                     self._wire.release()
                 with self._books:
                     pass  # who is let in is woken, and who comes next is asked for
-                for tell in written:
-                    with suppress(RuntimeError):  # its event loop is closed
-                        tell()
+                _tell(written)
         finally:
             self._at_it.now = False
 
@@ -256,12 +297,13 @@ class SharedStore(MemoryStore):
     def _lose_here(self, name: str, why: str, now: float) -> None:
         """Nothing of a run (of all runs, without a name) is let go any more."""
         self._shared.lose(name, why, now)
+        self._take_told()
         _log.error("run %s: nothing more is let go, its store cannot be relied on: %s", name or self.account.name, why)
 
     # ---------------------------------------------------------------- the clerk
 
     def _ring(self) -> None:
-        if self._clerk is None:
+        if self._clerk is None and not self._is_closed:
             with self._lock:
                 starts = self._clerk is None
                 if starts:
@@ -306,6 +348,8 @@ class SharedStore(MemoryStore):
             runs = self._shared.telling(now)
         self._has_news = False
         with self._wire:
+            if self._is_closed:
+                return
             self._vault.renew(
                 msgspec.json.encode({"process": f"{socket.gethostname()}:{os.getpid()}", "runs": runs}).decode()
             )
@@ -318,14 +362,15 @@ class SharedStore(MemoryStore):
                 return
             for run in self._shared.register.runs():
                 if run.waiting and now - run.seen_at >= LOOK_SECONDS / 2:
-                    self._admission.outbox.append(Posted(Look(run.name), now))
+                    self._admission.outbox.append(Posted(Look(run.name, self._shared.needed(run)), now))
         self._exchange(patient=True)
 
     def _go_without(self, state: tenacity.RetryCallState) -> None:
+        if state.outcome is not None:
+            self._fail(state.outcome.exception())
+
+    def _fail(self, error: BaseException | None) -> None:
         """An attempt has failed: after the grace, calls are refused or go without the vault."""
-        error = state.outcome.exception() if state.outcome is not None else None
-        if isinstance(error, Busy):
-            return
         with self._books as now:
             if self._away_since is None:
                 self._away_since = now
@@ -337,9 +382,16 @@ class SharedStore(MemoryStore):
                     now - self._grace, f"{error}. It is tried again; see store_failure and store_grace.", now
                 )
                 self._take_told()
-        for tell in waiters:
-            with suppress(RuntimeError):  # its event loop is closed
-                tell()
+        self._keep()
+        _tell(waiters)
+
+    def _keep(self) -> None:
+        """Write down what is not booked yet, that it outlives this process."""
+        ends = (posted for posted in reversed(list(self._admission.outbox)) if isinstance(posted.entry, Settle))
+        new = list(itertools.takewhile(lambda posted: not posted.is_kept, ends))
+        self._journal.append([posted.entry for posted in reversed(new) if isinstance(posted.entry, Settle)])
+        for posted in new:
+            posted.is_kept = True
 
     def _tell_away(self, error: BaseException | None) -> None:
         if not self._is_told_away:
@@ -348,6 +400,8 @@ class SharedStore(MemoryStore):
             _log.error("run %s: its store is away, calls %s until it is back: %s", self.account.name, what, error)
 
     def _come_back(self) -> None:
+        if not self._admission.outbox:
+            self._journal.clear()
         if self._away_since is None:
             return
         with self._books:
@@ -365,12 +419,22 @@ class SharedStore(MemoryStore):
         self._armed = None
         self._vault.after_fork()
         self._shared.member = self._vault.member
+        self._journal.after_fork(self._vault.member)
         self._shared.forget_the_living()
+        _close_with_process(self)
 
 
 def _leave(vault: Vault) -> None:
-    vault.leave()
-    vault.close()
+    try:
+        vault.leave()
+    finally:
+        vault.close()
+
+
+def _tell(waiters: list[Callable[[], object]]) -> None:
+    for tell in waiters:
+        with suppress(RuntimeError):  # its event loop is closed
+            tell()
 
 
 def _serve(store_of: weakref.ref[SharedStore], bell: threading.Event) -> None:
@@ -392,3 +456,16 @@ _open_ones: weakref.WeakSet[SharedStore] = weakref.WeakSet()
 def _close_all() -> None:
     for store in list(_open_ones):
         store.close()
+
+
+def _close_with_process(store: SharedStore) -> None:
+    """A child of multiprocessing runs nothing that was registered with atexit before it was there."""
+    processes = sys.modules.get("multiprocessing.util")
+    if processes is not None:
+        processes.register_after_fork(store, _finalize)
+        _finalize(store)
+
+
+def _finalize(store: SharedStore) -> None:
+    last = -100
+    sys.modules["multiprocessing.util"].Finalize(None, _close_all, exitpriority=last)

@@ -42,8 +42,8 @@ OPEN, LAPSED, TOMBSTONE = range(3)
 # The epoch of a run is its key: whoever knows it finds that very run or none. Sums and levels are JSON lists, in the
 # order of SUMS and of the limits; all buckets of a pacer are refilled together and have one stamp.
 TABLES = (
-    """CREATE TABLE pacers (name TEXT PRIMARY KEY, limits TEXT NOT NULL, levels TEXT NOT NULL, stamp REAL NOT NULL,
-    paused INTEGER NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID""",
+    """CREATE TABLE pacers (name TEXT PRIMARY KEY, limits TEXT NOT NULL, levels TEXT NOT NULL,
+    refunds TEXT NOT NULL, stamp REAL NOT NULL, paused INTEGER NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID""",
     """CREATE TABLE runs (epoch INTEGER PRIMARY KEY, pacer TEXT NOT NULL, name TEXT NOT NULL, ceiling INTEGER,
     paused INTEGER NOT NULL, numbers INTEGER NOT NULL, sums TEXT NOT NULL, used_at REAL NOT NULL,
     UNIQUE (pacer, name))""",
@@ -91,11 +91,14 @@ class _Run:
 class _Rates:
     """A pacer and its buckets, refilled up to the time of the transaction."""
 
-    __slots__ = ("is_changed", "levels", "limits", "paused", "revision")
+    __slots__ = ("is_changed", "levels", "limits", "paused", "refunds", "revision")
 
-    def __init__(self, limits: tuple[Limit, ...], levels: list[float], paused: bool, revision: int) -> None:
+    def __init__(
+        self, limits: tuple[Limit, ...], levels: list[float], refunds: list[int], paused: bool, revision: int
+    ) -> None:
         self.limits = limits
         self.levels = levels
+        self.refunds = refunds
         self.paused = paused
         self.revision = revision
         self.is_changed = False
@@ -117,11 +120,18 @@ class _Rates:
                     setting, longest = limit.setting, seconds
         return setting, longest
 
-    def add(self, amounts: Mapping[Kind, int], sign: int) -> None:
-        """Give back (or take, with the sign -1), never above the burst."""
+    def take(self, amounts: Mapping[Kind, int]) -> None:
         for index, limit in enumerate(self.limits):
             if limit.kind in amounts:
-                self.levels[index] = min(limit.burst, self.levels[index] + sign * amounts[limit.kind])
+                self.levels[index] -= amounts[limit.kind]
+                self.is_changed = True
+
+    def give_back(self, amounts: Mapping[Kind, int]) -> None:
+        """Below 0 it is taken; never above the burst."""
+        for index, limit in enumerate(self.limits):
+            if limit.kind in amounts:
+                self.levels[index] = min(limit.burst, self.levels[index] + amounts[limit.kind])
+                self.refunds[index] += amounts[limit.kind]
                 self.is_changed = True
 
     def replace(self, limits: tuple[Limit, ...]) -> None:
@@ -129,13 +139,18 @@ class _Rates:
         if limits == self.limits:
             return
         old = self.by_kind()
+        given = self.refunds_by_kind()
         self.levels = [min(old.get(limit.kind, limit.burst), limit.burst) for limit in limits]
+        self.refunds = [given.get(limit.kind, 0) for limit in limits]
         self.limits = limits
         self.revision += 1
         self.is_changed = True
 
     def by_kind(self) -> dict[Kind, float]:
         return {limit.kind: level for limit, level in zip(self.limits, self.levels, strict=True)}
+
+    def refunds_by_kind(self) -> dict[Kind, int]:
+        return {limit.kind: given for limit, given in zip(self.limits, self.refunds, strict=True)}
 
 
 class Sheet:
@@ -161,16 +176,16 @@ class Sheet:
         """The pacer of this vault."""
         if self._rates is None:
             row = self._execute(
-                "SELECT limits, levels, stamp, paused, revision FROM pacers WHERE name = ?", (self.pacer,)
+                "SELECT limits, levels, refunds, stamp, paused, revision FROM pacers WHERE name = ?", (self.pacer,)
             ).fetchone()
             if row is None:
                 raise Forgotten(f"it does not know the pacer {self.pacer} any more")
             self._rates = self.rates_of(*row)
         return self._rates
 
-    def rates_of(self, limits: str, levels: str, stamp: float, paused: int, revision: int) -> _Rates:
+    def rates_of(self, limits: str, levels: str, refunds: str, stamp: float, paused: int, revision: int) -> _Rates:
         """A pacer by its row. A stamp of later is written again as of now, or no bucket would fill until then."""
-        rates = _Rates(_read_limits(limits), _read_levels(levels), bool(paused), revision)
+        rates = _Rates(_read_limits(limits), _read_levels(levels), _read_sums(refunds), bool(paused), revision)
         rates.refill(max(0.0, self.now - stamp))
         rates.is_changed = stamp > self.now
         return rates
@@ -226,8 +241,12 @@ class Sheet:
         rates = self._rates
         if rates is not None and rates.is_changed:
             self._execute(
-                "UPDATE pacers SET limits = ?, levels = ?, stamp = ?, paused = ?, revision = ? WHERE name = ?",
-                (_text(rates.limits), _text(rates.levels), self.now, rates.paused, rates.revision, self.pacer),
+                """UPDATE pacers SET limits = ?, levels = ?, refunds = ?, stamp = ?, paused = ?, revision = ?
+                WHERE name = ?""",
+                (
+                    *(_text(rates.limits), _text(rates.levels), _text(rates.refunds)),
+                    *(self.now, rates.paused, rates.revision, self.pacer),
+                ),
             )
 
     def _write_run(self, run: _Run) -> None:
@@ -253,7 +272,7 @@ class Sheet:
             case Withdraw():
                 self._withdraw(self.run(entry.run))
             case Look():
-                self.run(entry.run)
+                self._look(self.run(entry.run), entry.needs)
             case Change():
                 self._change(entry)
             case _:
@@ -264,7 +283,7 @@ class Sheet:
         """What the whole exchange comes to."""
         rates = self.rates()
         runs = {name: run.books() for name, run in self._runs.items()}
-        return Answer(verdicts, runs, rates.by_kind(), rates.paused, rates.revision)
+        return Answer(verdicts, runs, rates.by_kind(), rates.refunds_by_kind(), rates.paused, rates.revision)
 
     def _hold(self, entry: Hold) -> Verdict:
         run = self.run(entry.run)
@@ -291,7 +310,7 @@ class Sheet:
         setting, seconds = rates.wait(entry.takes)
         if entry.patience is not None and seconds > entry.patience:
             return Late(setting, seconds)
-        rates.add(entry.takes, -1)
+        rates.take(entry.takes)
         self._execute(
             "INSERT INTO holds (run, id, member, amount, acts_at, setting, state) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (run.epoch, entry.id, self._member, amount, self.now + seconds, setting, OPEN),
@@ -339,6 +358,10 @@ class Sheet:
                 (run.epoch, self._member, *claim),
             )
 
+    def _look(self, run: _Run, needs: int) -> None:
+        if needs and run.ceiling is not None and needs > run.ceiling - run.gone - run.sums[HELD] - run.ahead:
+            self._claim(run, needs)
+
     def _withdraw(self, run: _Run) -> None:
         if run.claim is not None:
             self._execute("DELETE FROM claims WHERE run = ? AND member = ?", (run.epoch, self._member))
@@ -367,7 +390,7 @@ class Sheet:
             run.sums[INDEX[name]] += amount
         run.is_changed = True
         if entry.gives_back:
-            self.rates().add(entry.gives_back, 1)
+            self.rates().give_back(entry.gives_back)
         if entry.returned:
             self._draw(run, entry.reserve, -entry.returned)
 
@@ -476,8 +499,9 @@ class Sheet:
         """Make the pacer and the run if they are not there; the epoch of the run."""
         levels = [limit.burst for limit in limits]
         self._execute(
-            "INSERT OR IGNORE INTO pacers (name, limits, levels, stamp, paused, revision) VALUES (?, ?, ?, ?, 0, 0)",
-            (self.pacer, _text(limits), _text(levels), self.now),
+            """INSERT OR IGNORE INTO pacers (name, limits, levels, refunds, stamp, paused, revision)
+            VALUES (?, ?, ?, ?, ?, 0, 0)""",
+            (self.pacer, _text(limits), _text(levels), _text([0] * len(limits)), self.now),
         )
         self._execute(
             """INSERT OR IGNORE INTO runs (epoch, pacer, name, ceiling, paused, numbers, sums, used_at)
@@ -490,7 +514,7 @@ class Sheet:
         """Every run of the file."""
         pacers = {
             name: self.rates_of(*row)
-            for name, *row in self._execute("SELECT name, limits, levels, stamp, paused, revision FROM pacers")
+            for name, *row in self._execute("SELECT name, limits, levels, refunds, stamp, paused, revision FROM pacers")
         }
         members: dict[str, tuple[str, ...]] = {}
         for pacer, status in self._execute("SELECT pacer, status FROM members WHERE status <> '' ORDER BY id"):

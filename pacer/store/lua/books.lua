@@ -110,6 +110,17 @@ local function ahead(run)
   return sum
 end
 
+-- Stands in line for room under the ceiling, if open holds can make it.
+local function claim(run, name, need)
+  local mine = name .. '/' .. who.me
+  if run.ceiling - run.spent - run.unknown - run.carved < need then
+    redis.call('HDEL', claims, mine)
+    return
+  end
+  local number = string.match(redis.call('HGET', claims, mine) or '', '^(%d+)|')
+  put(claims, mine, (number or redis.call('HINCRBY', books, name .. '/number', 1)) .. '|' .. spell(need))
+end
+
 local function forget(run)
   local fields = {run .. '/epoch', run .. '/ceiling', run .. '/paused', run .. '/number'}
   for _, sum in ipairs(SUMS) do
@@ -256,7 +267,7 @@ local function tell(verdict)
     if fault then
       return fault
     end
-    told.runs, told.levels = {}, {}
+    told.runs, told.levels, told.refunds = {}, {}, {}
     for run, epoch in pairs(who.epochs) do
       local found, missing = read(run, epoch)
       if missing then
@@ -266,6 +277,7 @@ local function tell(verdict)
     end
     for _, limit in ipairs(limits) do
       told.levels[limit.kind] = spell(limit.level)
+      told.refunds[limit.kind] = redis.call('HGET', books, '/refunds/' .. limit.kind) or '0'
     end
     told.paused, told.revision = unpack(redis.call('HMGET', books, '/paused', '/revision'))
   end

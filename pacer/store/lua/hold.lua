@@ -19,7 +19,6 @@ live_on()
 
 -- ---------------------------------------------------------------- the ceiling
 
-local my_claim = asked.run .. '/' .. who.me
 local amount = asked.worst
 local extra, carved = 0, {}
 
@@ -29,17 +28,6 @@ local function is_short()
   amount = fits == tonumber(asked.worst) and asked.worst or spell(fits)
   return fits < tonumber(asked.least)
     or math.max(fits + extra, tonumber(asked.room)) > left - run.held - ahead(asked.run)
-end
-
-local function claim()
-  local need = math.max(tonumber(asked.least) + extra, tonumber(asked.room))
-  if run.ceiling - run.spent - run.unknown - run.carved < need then
-    redis.call('HDEL', claims, my_claim)
-    return
-  end
-  local number = string.match(redis.call('HGET', claims, my_claim) or '', '^(%d+)|')
-  number = number or redis.call('HINCRBY', books, asked.run .. '/number', 1)
-  put(claims, my_claim, number .. '|' .. spell(need))
 end
 
 if asked.reserve == '' then
@@ -53,7 +41,7 @@ if asked.reserve == '' then
     lapse()
     run = read(asked.run, who.epochs[asked.run])
     if is_short() then
-      claim()
+      claim(run, asked.run, math.max(tonumber(asked.least) + extra, tonumber(asked.room)))
       return tell({'short'})
     end
   end
@@ -98,5 +86,5 @@ for _, carve in ipairs(carved) do
   put(carves, asked.run .. '/' .. carve.id, who.me .. '|' .. carve.amount)
   add(asked.run, 'carved', carve.amount)
 end
-redis.call('HDEL', claims, my_claim)
+redis.call('HDEL', claims, asked.run .. '/' .. who.me)
 return tell({'held', amount, spell(seconds), setting})

@@ -34,6 +34,7 @@ end
 for _, limit in ipairs(limits) do
   if asked.gives_back[limit.kind] then
     fill(limit, limit.level + tonumber(asked.gives_back[limit.kind]))
+    redis.call('HINCRBY', books, '/refunds/' .. limit.kind, asked.gives_back[limit.kind])
   end
 end
 if asked.returned ~= '0' then

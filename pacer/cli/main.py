@@ -1,0 +1,219 @@
+"""The command ``pacer``: the runs of a shared store, how each stands, how to end one, and how to set its limits.
+
+Exit codes: 0 done, 1 refused or not found, 2 wrong use, wrong settings, or a store that cannot be used.
+The only importer of typer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Annotated, Any, NoReturn
+
+from pacer import settings
+from pacer.entry import Answer, Change, Entry, Look
+from pacer.errors import PacerError, SettingsError
+from pacer.settings import RatesInput, SettingsInput
+from pacer.store.opening import limits_of, vault_of
+from pacer.store.vault import Away, Forgotten, RunRow, Vault
+
+try:
+    import typer
+
+    from pacer.cli import screen, view
+except ImportError as missing:
+    if (missing.name or "").partition(".")[0] not in ("typer", "rich"):
+        raise
+    raise SystemExit("pacer: the commands need typer and rich: pip install token-pacer[cli]") from None
+
+NOTHING = (
+    "memory: is no store to look into, its books are in each process alone: name a shared one with --store or "
+    "PACER_STORE, sqlite:PATH or redis://..."
+)
+
+app = typer.Typer(
+    help="The runs of a store that processes share: how they stand, and what they may spend.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # its frames would show what the variables hold
+    rich_markup_mode=None,
+)
+
+StoreOption = Annotated[str | None, typer.Option("--store", help="sqlite:PATH, redis://...; else PACER_STORE.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="NAME, or PACER/NAME where both differ.")]
+Number = Annotated[str | None, typer.Option(metavar="N|none")]
+
+
+@app.command()
+def runs(store: StoreOption = None, json: JsonOption = False) -> None:
+    """List all runs, the one used last at the end."""
+    with _errors_told(), _vault(store) as vault:
+        views = [view.run_of(row) for row in vault.rows()]
+    if json:
+        typer.echo(screen.as_json(views))
+    elif views:
+        screen.console().print(screen.runs(views, time.time()))
+    else:
+        typer.echo("no runs yet")
+
+
+@app.command()
+def status(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Else PACER_RUN, or the run used last.")] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show how a run stands: its numbers, its rates, its agents in all processes, and who waits for what."""
+    with _errors_told():
+        row = _row(store, run)
+        with _vault(store, row.pacer) as vault:
+            answer = _exchange(vault, [Look(row.name)])
+    seen = view.status_of(row, pacer_paused=answer.paused)
+    if json:
+        typer.echo(screen.as_json(seen))
+    else:
+        screen.console().print(screen.status(seen, time.time()))
+
+
+@app.command()
+def end(
+    run: RunArgument,
+    store: StoreOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Also while calls are in flight or processes live.")] = False,
+) -> None:
+    """Print the final numbers of a run and remove its books."""
+    with _errors_told():
+        row = _row(store, run)
+        seen = view.run_of(row)
+        if (seen.in_flight or seen.processes) and not force:
+            _fail(
+                f"run {seen.run} is not over, calls in flight: {seen.in_flight:,}, living processes: "
+                f"{seen.processes:,}; wait for them, or end it all the same with --force",
+                1,
+            )
+        screen.console().print(screen.numbers(seen))
+        with _vault(store, row.pacer) as vault:
+            vault.end(row.name)
+    typer.echo(f"ended {screen.plain(seen.run)}")
+
+
+@app.command("set")
+def set_limits(
+    run: RunArgument,
+    store: StoreOption = None,
+    ceiling: Number = None,
+    tokens_per_second: Number = None,
+    tokens_per_minute: Number = None,
+    burst: Number = None,
+    input_tokens_per_minute: Number = None,
+    output_tokens_per_minute: Number = None,
+    requests_per_minute: Number = None,
+    pause: Annotated[bool | None, typer.Option("--pause/--resume", help="Let no call go, or let calls go.")] = None,
+) -> None:
+    """Change limits for all processes at once: the ceiling of the run, the rates of its pacer and all runs of that."""
+    asked: RatesInput = {
+        "tokens_per_second": tokens_per_second,
+        "tokens_per_minute": tokens_per_minute,
+        "burst": burst,
+        "input_tokens_per_minute": input_tokens_per_minute,
+        "output_tokens_per_minute": output_tokens_per_minute,
+        "requests_per_minute": requests_per_minute,
+    }
+    with _errors_told():
+        row = _row(store, run)
+        changes = [*_of_run(row, ceiling, pause), *_of_rates(row, asked)]
+        if not changes:
+            raise SettingsError("nothing to set: give --ceiling, a rate, --pause or --resume")
+        with _vault(store, row.pacer) as vault:
+            _exchange(vault, changes)
+    typer.echo(f"set {screen.plain(view.label(row))}")
+
+
+def _of_run(row: RunRow, ceiling: str | None, pause: bool | None) -> Iterator[Change]:
+    if ceiling is not None:
+        yield Change(row.name, ceiling=settings.explicit(ceiling=_given(ceiling)).ceiling)
+    if pause is not None:
+        yield Change(row.name, paused=pause)
+
+
+def _of_rates(row: RunRow, asked: RatesInput) -> Iterator[Change]:
+    given = {name: _given(text) for name, text in asked.items() if isinstance(text, str)}
+    if not given:
+        return
+    there: dict[str, Any] = {limit.setting: limit.amount for limit in row.limits}
+    for limit in row.limits:
+        if limit.kind == "tokens":
+            there["burst"] = limit.burst
+    yield Change(limits=limits_of(settings.changed_rates(settings.explicit(**there), **given)))
+
+
+def _given(text: str) -> str | None:
+    return None if text == "none" else text
+
+
+# -------------------------------------------------------------------- the store
+
+
+@contextmanager
+def _vault(store: str | None, pacer: str | None = None) -> Iterator[Vault]:
+    chosen = _chosen(store, pacer)
+    if chosen.store == "memory:":
+        raise SettingsError(NOTHING)
+    vault = vault_of(chosen)
+    try:
+        yield vault
+    finally:
+        vault.close()
+
+
+def _chosen(store: str | None, pacer: str | None = None) -> settings.Settings:
+    given: SettingsInput = {}
+    if store is not None:
+        given["store"] = store
+    if pacer is not None:
+        given["run"] = pacer
+    return settings.load(**given)
+
+
+def _row(store: str | None, asked: str | None) -> RunRow:
+    """The run that is asked for, else that of PACER_RUN, else the one used last. Raises: UnknownRun."""
+    with _vault(store) as vault:
+        rows = vault.rows()
+    chosen = _chosen(store)
+    if asked is None and "run" in chosen.model_fields_set:
+        asked = chosen.run
+    if asked is not None:
+        return view.find(rows, asked)
+    if not rows:
+        raise view.UnknownRun("there are no runs yet")
+    return max(rows, key=lambda row: (row.used_at, row.pacer == row.name))  # a process uses all its runs together
+
+
+def _exchange(vault: Vault, entries: Sequence[Entry]) -> Answer:
+    """Write entries, and be gone again; a run that is not there is not made."""
+    answer = vault.exchange(entries)
+    with suppress(Away):  # what is left of us there lapses
+        vault.leave()
+    return answer
+
+
+# -------------------------------------------------------------------- errors
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    try:
+        yield
+    except view.UnknownRun as error:
+        _fail(str(error), 1)
+    except Forgotten as error:
+        _fail(str(error), 1 if error.run else 2)
+    except (PacerError, Away) as error:
+        _fail(str(error), 2)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"pacer: {screen.plain(message)}", err=True)
+    raise typer.Exit(code)
