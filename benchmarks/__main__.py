@@ -8,14 +8,15 @@ import importlib.metadata
 import os
 import platform
 
-from benchmarks import agents, estimates, overhead, waiters
+from benchmarks import agents, estimates, overhead, stores, waiters
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    names = ["agents", "estimates", "overhead", "waiters"]
+    names = ["agents", "estimates", "overhead", "stores", "waiters"]
     parser.add_argument("which", nargs="?", choices=names, help="one of them only")
     parser.add_argument("--waiters", type=int, default=10_000)
+    parser.add_argument("--processes", type=int, default=8, help="that share a store")
     args = parser.parse_args()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("httpx", "msgspec", "aiolimiter"))
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {versions}\n")
@@ -27,6 +28,9 @@ def main() -> None:
         asyncio.run(waiters.measure(args.waiters))
     if args.which in (None, "agents"):
         agents.report()
+    if args.which in (None, "stores"):
+        stores.report(args.processes)
 
 
-main()
+if __name__ == "__main__":  # the processes of some benchmarks import this again
+    main()

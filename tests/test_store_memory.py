@@ -39,10 +39,10 @@ def test_who_is_decided_before_sitting_down_is_woken_at_once():
 
 def test_an_arrival_that_empties_the_line_before_its_timer_does_wakes_those_it_finds_there():
     """The timer of a busy loop is late; nobody is left waiting then who would bring another look at the line."""
-    engine = Engine(rate=10, burst=100)
-    engine.offer(call(100))
+    engine = Engine(rate=10, burst=200)
+    engine.offer(call(200))
     late = engine.offer(call(100))
-    engine.clock.now += 20
+    engine.clock.now += 15
     engine.offer(call(50))
     assert granted(late)
     assert engine.seats[0].wakes == 1

@@ -41,6 +41,7 @@ try:
         OutOfMemoryError,
         ReadOnlyError,
         RedisError,
+        ResponseError,
         TryAgainError,
     )
     from redis.retry import Retry
@@ -53,6 +54,11 @@ CALL_SECONDS = 0.65
 """After this no further reply is waited for in one call; with the last one it takes less than a second."""
 ANSWER_SECONDS = 0.3
 CONNECT_SECONDS = 0.2
+
+QUICK_SECONDS = 0.0004
+"""A server that usually answers sooner is worth that an event loop waits for it; further away there are threads."""
+HASTE_SECONDS = 0.0006
+"""So long an exchange that is not patient waits for its answer."""
 
 _SCHEMES = {"redis": "redis", "valkey": "redis", "rediss": "rediss", "valkeys": "rediss", "unix": "unix"}
 _FILES = {"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"}
@@ -129,8 +135,6 @@ class RedisVault:
     Raises: StoreError for an url that cannot be read.
     """
 
-    is_quick = False
-
     def __init__(self, url: str, pacer: str, lease: float) -> None:
         self._place, self._settings = _read_url(url)
         self._pacer = pacer
@@ -138,10 +142,16 @@ class RedisVault:
         self._lease = lease
         self.member = secrets.token_hex(8)
         self._epochs: dict[str, str] = {}
-        self._client: redis.Redis | None = None
+        self._client: _Client | None = None
         self._is_cluster = False
         self._is_checked = False
         self._deadline = _Deadline()
+        self._usual_seconds = QUICK_SECONDS
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether the server is near and not busy, as far as its last answers tell."""
+        return self._client is not None and self._usual_seconds < QUICK_SECONDS
 
     def __repr__(self) -> str:
         return f"<RedisVault {self._pacer} at {self._place}>"
@@ -161,12 +171,17 @@ class RedisVault:
         return Opened(self._read_limits(found.limits), found.paused, found.revision, found.run)
 
     def exchange(self, entries: Sequence[Entry], *, patient: bool = True) -> Answer:
-        """Each entry is one script, all of them one round trip."""
+        """Each entry is one script, all of them one round trip; without patience for the answer it is Away."""
         batch = entries or (Look(""),)
         who = self._who({entry.run: self._epochs.get(entry.run, "") for entry in batch if entry.run})
         commands = [_command(self._keys, *_spell(entry), who) for entry in batch]
         commands[-1][-1] = "1"
-        told = [_told.decode(reply) for reply in self._talk(commands)]
+        started = time.monotonic()
+        try:
+            told = [_told.decode(reply) for reply in self._talk(commands, patient=patient)]
+        finally:
+            took = (time.monotonic() - started) / len(commands)
+            self._usual_seconds += (min(took, HASTE_SECONDS) - self._usual_seconds) / 8
         last = told[-1]
         verdicts = [_verdict(one.verdict) for one in told[: len(entries)]]
         return Answer(verdicts, last.runs, last.levels, last.refunds, last.paused, last.revision)
@@ -225,24 +240,26 @@ class RedisVault:
         command = _command(self._keys, script, msgspec.json.encode(asked), self._who(epochs or {}))
         return self._talk([command])[0]
 
-    def _talk(self, commands: Sequence[list[Any]]) -> list[Any]:
+    def _talk(self, commands: Sequence[list[Any]], *, patient: bool = True) -> list[Any]:
         """Replies to commands in one round trip, or what is the trouble.
 
         Raised here, where no frame and no context of the exception knows the password.
         """
         self._deadline.start()
-        replies, trouble = self._attempt(commands)
+        replies, trouble = self._attempt(commands, patient)
         if self._is_cluster and self._client is None and not self._deadline.is_over:
-            replies, trouble = self._attempt(commands)  # sent elsewhere: at its right node now
+            replies, trouble = self._attempt(commands, patient)  # sent elsewhere: at its right node now
         if trouble is not None:
             raise trouble.with_traceback(None)
         return replies
 
-    def _attempt(self, commands: Sequence[list[Any]]) -> tuple[list[Any], Exception | None]:
+    def _attempt(self, commands: Sequence[list[Any]], patient: bool) -> tuple[list[Any], Exception | None]:
         try:
             if self._client is None:
                 self._client = self._connect()
-            return _send(self._client, commands), None
+            return self._client.send(commands, None if patient else HASTE_SECONDS), None
+        except _Slow as slow:
+            return [], slow
         except RedisError as error:
             self._drop(error)
             return [], self._trouble(error)
@@ -254,7 +271,7 @@ class RedisVault:
             raise
 
     def _attempt_rows(self) -> tuple[list[RunRow], Exception | None]:
-        nodes: list[redis.Redis] = []
+        nodes: list[_Client] = []
         self._deadline.start()
         try:
             first = self._client = self._client or self._connect()
@@ -270,14 +287,14 @@ class RedisVault:
                 if node is not self._client:
                     node.close()
 
-    def _rows_of(self, node: redis.Redis) -> Iterator[RunRow]:
+    def _rows_of(self, node: _Client) -> Iterator[RunRow]:
         for key in node.scan_iter(match="pacer:1:*:books", count=1000):
             self._deadline.start()
             named = _BOOKS.fullmatch(key.decode(errors="replace"))
             if named is not None:
                 name = named[1]
                 command = _command(_keys(name), "rows", b"{}", self._who({}))
-                (reply,) = _send(node, [command])
+                (reply,) = node.send([command])
                 found = _pacer_rows.decode(reply)
                 limits, members = self._read_limits(found.limits), tuple(found.members.values())
                 for run, books in found.runs.items():
@@ -286,13 +303,14 @@ class RedisVault:
 
     # ------------------------------------------------------------ the connection
 
-    def _connect(self) -> redis.Redis:
+    def _connect(self) -> _Client:
         client = _client(self._settings, self._deadline)
         if not self._is_checked:
             self._check(client)
             self._is_checked = True
         if self._is_cluster:
             client = self._owner(client, key_slot(self._keys[0].encode()))
+        client.connection_pool.disconnect()
         return client
 
     def _check(self, client: redis.Redis) -> None:
@@ -322,17 +340,17 @@ class RedisVault:
         slots = client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]  # redis-py types it no better
         return [(low, high, (host or b"").decode(), port) for low, high, (host, port, *_), *_ in slots]
 
-    def _node(self, host: str, port: int) -> redis.Redis:
+    def _node(self, host: str, port: int) -> _Client:
         return _client(self._settings | {"host": host or self._settings["host"], "port": int(port)}, self._deadline)
 
-    def _owner(self, client: redis.Redis, slot: int) -> redis.Redis:
+    def _owner(self, client: redis.Redis, slot: int) -> _Client:
         for low, high, host, port in self._nodes(client):
             if low <= slot <= high:
                 client.close()
                 return self._node(host, port)
         raise Away(f"nobody in the cluster at {self._place} has slot {slot}")
 
-    def _primaries(self, client: redis.Redis) -> list[redis.Redis]:
+    def _primaries(self, client: redis.Redis) -> list[_Client]:
         return [self._node(host, port) for host, port in {node[2:] for node in self._nodes(client)}]
 
     def _drop(self, error: Exception) -> None:
@@ -399,7 +417,58 @@ class _Unix(_InTime, redis.UnixDomainSocketConnection):
     pass
 
 
-def _client(settings: dict[str, Any], deadline: _Deadline) -> redis.Redis:
+class _Slow(Away):
+    """The answer is still to come."""
+
+
+class _Client(redis.Redis):
+    """A client of redis-py, and one connection beside its pool: pools and pipelines cost more than the round trip."""
+
+    line: Any
+    owed = 0
+    """Replies that nobody has waited for, which come before all others."""
+
+    def send(self, commands: Sequence[list[Any]], haste: float | None = None) -> list[Any]:
+        """Replies to commands in one round trip, the scripts loaded first where the server has lost them.
+
+        Raises: _Slow if none comes in ``haste`` seconds.
+        """
+        replies = self._round_trip(commands, haste)
+        lost = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if lost:  # a server that was started anew, or that never heard of us
+            self._round_trip([["SCRIPT", "LOAD", text] for text in _SCRIPTS.values()])
+            for place, reply in zip(lost, self._round_trip([commands[p] for p in lost]), strict=True):
+                replies[place] = reply
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
+
+    def _round_trip(self, commands: Sequence[list[Any]], haste: float | None = None) -> list[Any]:
+        line = self.line
+        line.send_packed_command(line.pack_commands(commands))
+        self.owed += len(commands)
+        if haste is not None and not line.can_read(haste):
+            raise _Slow("the answer of the store is still to come")
+        replies = []
+        while self.owed:
+            replies.append(self._reply())
+            self.owed -= 1
+        return replies[-len(commands) :]
+
+    def _reply(self) -> Any:
+        try:
+            return self.line.read_response()
+        except ResponseError as error:
+            return error
+
+    def close(self) -> None:
+        """Close all connections."""
+        super().close()
+        self.line.disconnect()
+
+
+def _client(settings: dict[str, Any], deadline: _Deadline) -> _Client:
     pool = redis.ConnectionPool(
         **settings,
         **_NAMELESS,
@@ -409,27 +478,10 @@ def _client(settings: dict[str, Any], deadline: _Deadline) -> redis.Redis:
         socket_connect_timeout=CONNECT_SECONDS,
         retry=Retry(NoBackoff(), 0),
     )
-    return redis.Redis.from_pool(pool)
-
-
-def _send(client: redis.Redis, commands: Sequence[list[Any]]) -> list[Any]:
-    replies = _round_trip(client, commands)
-    lost = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-    if lost:  # a server that was started anew, or that never heard of us
-        _round_trip(client, [["SCRIPT LOAD", text] for text in _SCRIPTS.values()])
-        for place, reply in zip(lost, _round_trip(client, [commands[p] for p in lost]), strict=True):
-            replies[place] = reply
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    return replies
-
-
-def _round_trip(client: redis.Redis, commands: Sequence[list[Any]]) -> list[Any]:
-    pipe = client.pipeline(transaction=False)
-    for command in commands:
-        pipe.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py types it no better
-    return pipe.execute(raise_on_error=False)
+    client = _Client(connection_pool=pool)
+    client.auto_close_connection_pool = True
+    client.line = pool.make_connection()
+    return client
 
 
 def _keys(pacer: str) -> list[str]:

@@ -41,6 +41,8 @@ TELL_SECONDS = 1.0
 RENEWALS = 3
 """So often within its time a lease is renewed."""
 MOST_AT_ONCE = 256
+MOST_OF_CALLERS = 16
+"""What has piled up beyond this is the clerk's: it would keep an event loop for too long."""
 ROUNDS_OF_CALLERS = 3
 """So many exchanges a caller's own thread does on one occasion."""
 PATIENCE_SECONDS = 1.0
@@ -217,7 +219,8 @@ class SharedStore(MemoryStore):
             return  # further up in this thread it is looked at again
         if self._away_since is not None or self._shared.has_passed:
             self._keep()
-        if self._vault.is_quick and self._away_since is None:
+        is_little = len(self._admission.outbox) <= MOST_OF_CALLERS
+        if is_little and self._vault.is_quick and self._away_since is None:
             with suppress(Away):  # the clerk has more time
                 self._exchange(patient=False)
         waits = self._shared.waits_for_others and not self._looks
@@ -245,20 +248,19 @@ class SharedStore(MemoryStore):
 
     def _exchange_batch(self, *, patient: bool) -> list[Callable[[], object]]:
         """Write a batch and take in the answer; whom to tell that it is written. The wire is ours."""
-        outbox = self._admission.outbox
-        batch = [outbox.popleft() for _ in range(min(len(outbox), MOST_AT_ONCE))]
+        batch = self._take_batch()
         try:
             answer = self._vault.exchange([posted.entry for posted in batch], patient=patient)
             limits = self._vault.limits() if answer.revision != self._shared.revision else None
         except Forgotten as lost:
-            outbox.extendleft(reversed(batch))
+            self._put_back(batch)
             self._lose(lost.run, f"{lost}. {_GONE}")
             return []
         except Away:
-            outbox.extendleft(reversed(batch))
+            self._put_back(batch)
             raise
         except StoreError as error:
-            outbox.extendleft(reversed(batch))
+            self._put_back(batch)
             self._lose("", str(error))
             return []
         if not self._has_news:
@@ -274,6 +276,15 @@ class SharedStore(MemoryStore):
                 self._shared.see_limits(limits, answer.revision, now)
             self._take_told()
         return [posted.done for posted in batch if posted.done is not None]
+
+    def _take_batch(self) -> list[Posted]:
+        outbox = self._admission.outbox
+        with self._lock:  # whoever has just posted something may still be about to note when it is written
+            return [outbox.popleft() for _ in range(min(len(outbox), MOST_AT_ONCE))]
+
+    def _put_back(self, batch: list[Posted]) -> None:
+        with self._lock:
+            self._admission.outbox.extendleft(reversed(batch))
 
     def _take_told(self) -> None:
         self._decided += self._shared.told

@@ -208,11 +208,16 @@ class Sheet:
 
     def run_of(self, epoch: int) -> _Run:
         """The run of that epoch."""
-        row = self._execute("SELECT ceiling, paused, numbers, sums FROM runs WHERE epoch = ?", (epoch,)).fetchone()
+        row = self._execute(
+            """SELECT ceiling, paused, numbers, sums, EXISTS (SELECT 1 FROM claims WHERE run = epoch)
+            FROM runs WHERE epoch = ?""",
+            (epoch,),
+        ).fetchone()
         if row is None:
             raise Forgotten("a run is gone")
         run = _Run(epoch, row[0], row[1], row[2], _read_sums(row[3]))
-        self._read_claims(run)
+        if row[4]:
+            self._read_claims(run)
         return run
 
     def _read_claims(self, run: _Run) -> None:
@@ -221,13 +226,12 @@ class Sheet:
             WHERE c.run = ?1 AND (c.member = ?2 OR m.deadline > ?3)""",
             (run.epoch, self._member, self.now),
         ).fetchall()
-        if claims:
-            run.claim = next((tuple(claim) for member, *claim in claims if member == self._member), None)
-            run.ahead = sum(
-                amount
-                for member, number, amount in claims
-                if member != self._member and (run.claim is None or number < run.claim[0])
-            )
+        run.claim = next((tuple(claim) for member, *claim in claims if member == self._member), None)
+        run.ahead = sum(
+            amount
+            for member, number, amount in claims
+            if member != self._member and (run.claim is None or number < run.claim[0])
+        )
 
     def write(self) -> None:
         """Write what has changed."""
@@ -361,11 +365,7 @@ class Sheet:
     def _withdraw(self, run: _Run) -> None:
         if run.claim is not None:
             self._execute("DELETE FROM claims WHERE run = ? AND member = ?", (run.epoch, self._member))
-            self._reread_claims(run)
-
-    def _reread_claims(self, run: _Run) -> None:
-        run.claim, run.ahead = None, 0
-        self._read_claims(run)
+            self._read_claims(run)
 
     def _settle(self, entry: Settle) -> None:
         run = self.run(entry.run)

@@ -42,6 +42,12 @@ VERSION = 1
 PATIENCE_SECONDS = 0.8
 """How long a call goes on trying while other processes have the file; with its last try it stays below a second."""
 
+LONGEST_PAUSE_SECONDS = 0.004
+"""Between two tries: who waits for a turn must not lose each of them to those who come later."""
+
+HASTE_SECONDS = 0.0006
+"""How long an exchange that is not patient goes on trying: an event loop waits for it, and others are soon done."""
+
 LOG_PAGES = 4_000
 """So much an exchange writes before it waits for the disk itself; up to there, renewals move the log into the file."""
 
@@ -164,19 +170,19 @@ class SqliteVault:
 
     def _within(self, work: Callable[[Sheet], T], *, patient: bool = True, creates: bool = False) -> T:
         """Do something in a transaction, again while others are at it and there is time for it."""
-        give_up = time.monotonic() + PATIENCE_SECONDS
-        pause = 0.0005
+        give_up = time.monotonic() + (PATIENCE_SECONDS if patient else HASTE_SECONDS)
+        pause = 0.0001
         while True:
             try:
                 with self._lock:
                     return self._try(work, creates)
             except Busy:
-                if not patient:
-                    raise
                 if time.monotonic() + pause > give_up:
+                    if not patient:
+                        raise
                     raise Away(f"the store {self._path!r} is locked by another process") from None
             time.sleep(random.uniform(0.3, 1.0) * pause)  # noqa: S311  # spreads load, hides nothing
-            pause = min(0.02, 1.6 * pause)
+            pause = min(LONGEST_PAUSE_SECONDS, 1.6 * pause)
 
     def _try(self, work: Callable[[Sheet], T], creates: bool) -> T:
         lived_at = self._lived_at

@@ -67,10 +67,12 @@ class Vault(Protocol):
     All times are the vault's own. Raises on all ways: Away, Forgotten, and StoreError for what no waiting mends.
     """
 
-    is_quick: bool
-    """Whether an exchange is short enough for an event loop to wait for."""
     member: str
     """What this process is called there."""
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether an exchange is short enough just now for an event loop to wait for."""
 
     def open(self, run: str, ceiling: int | None, limits: tuple[Limit, ...]) -> Opened:
         """The run, made with this ceiling if there is none; and the pacer, made with these limits if there is none."""
@@ -78,7 +80,7 @@ class Vault(Protocol):
     def exchange(self, entries: Sequence[Entry], *, patient: bool = True) -> Answer:
         """Write entries, in order, each in one critical section, and each once however often its id comes.
 
-        Raises: Busy if it would have to wait and is not to be ``patient``.
+        Raises: Busy if it would have to wait and is not to be ``patient``, or Away if the answer is still to come.
         """
 
     def renew(self, status: str) -> None:
