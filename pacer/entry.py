@@ -134,7 +134,11 @@ class Late(msgspec.Struct, frozen=True):
     seconds: float
 
 
-Verdict = Held | Short | Late
+class Missing(msgspec.Struct, frozen=True):
+    """Answers a settlement: there is no such hold. It was settled before, or the store has lost it."""
+
+
+Verdict = Held | Short | Late | Missing
 
 
 class RunBooks(msgspec.Struct, frozen=True):
@@ -147,7 +151,7 @@ class RunBooks(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What an exchange brought: one verdict an entry (``None`` for those that are no holds), and how things stand.
+    """What an exchange brought: one verdict an entry (``None`` where there is nothing to say), and how things stand.
 
     ``revision`` is another one when the limits of the pacer were changed; ``levels`` are those of its rates, by kind,
     and ``refunds`` all that was ever given back to them: who took more than there was may go so much sooner.

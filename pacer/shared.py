@@ -28,6 +28,7 @@ from pacer.entry import (
     Late,
     Limit,
     Look,
+    Missing,
     Release,
     RunBooks,
     Settle,
@@ -281,8 +282,15 @@ class SharedAdmission(Admission):
             if entry.is_held and place.shared is not None:
                 returned = self._add_to_carve(entry.reserve, entry.returned)
                 self._add(own, {"held": -place.shared, "in_flight": -1, "carved": returned})
-            if not entry.is_held or place.shared is not None:
+            if isinstance(said, Missing) and place.shared is not None and not posted.is_doubtful:
+                self._book_again(entry, place)
+            elif not entry.is_held or place.shared is not None:
                 self._add(own, entry.booked)
+
+    def _book_again(self, entry: Settle, place: Reservation) -> None:
+        """The store has lost the hold, and with it what it took; the bill is booked all the same."""
+        again = replace(entry, id=f"{entry.id}l", gives_back={}, reserve="", returned=0, is_held=False)
+        self._post(again, place=place)
 
     def _carve_there(self, entry: Hold) -> int:
         """By how much a hold has changed what is carved out."""

@@ -116,7 +116,8 @@ class Ticket(msgspec.Struct, eq=False):
 class Posted(msgspec.Struct, eq=False):
     """An entry on its way to shared books: whose case it decides, whose place it ends, and when it was written.
 
-    ``done`` is called, outside the lock, when the books have it; it ``is_kept`` where it outlives this process.
+    ``done`` is called, outside the lock, when the books have it; it ``is_kept`` where it outlives this process,
+    and ``is_doubtful`` if they may have it already.
     """
 
     entry: Entry
@@ -125,6 +126,7 @@ class Posted(msgspec.Struct, eq=False):
     place: Reservation | None = None
     done: Callable[[], object] | None = None
     is_kept: bool = False
+    is_doubtful: bool = False
 
 
 def gate(limit: str, kind: Kind, rate: Rate, burst: float, now: float) -> Gate:

@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import msgspec
 
-from pacer.entry import Answer, Change, Entry, Held, Late, Limit, Look, RunBooks, Short, Verdict
+from pacer.entry import Answer, Change, Entry, Held, Late, Limit, Look, Missing, RunBooks, Short, Verdict
 from pacer.errors import StoreError
 from pacer.store.vault import KEPT_SECONDS, Away, Forgotten, Opened, RunRow
 from pacer.usage import Kind
@@ -522,6 +522,8 @@ def _verdict(told: tuple[str, ...]) -> Verdict | None:
             return Late(setting, float(seconds))
         case ("short",):
             return Short()
+        case ("missing",):
+            return Missing()
         case _:
             return None
 

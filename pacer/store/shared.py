@@ -30,7 +30,7 @@ from pacer.ledger import Account
 from pacer.shared import Receded, SharedAdmission
 from pacer.store.journal import Journal
 from pacer.store.memory import MemoryStore
-from pacer.store.vault import Away, Forgotten, Opened, Vault
+from pacer.store.vault import Away, Busy, Forgotten, Opened, Vault
 from pacer.ticket import Posted, Reservation, Seat
 from pacer.usage import Status
 
@@ -256,8 +256,10 @@ class SharedStore(MemoryStore):
             self._put_back(batch)
             self._lose(lost.run, f"{lost}. {_GONE}")
             return []
-        except Away:
+        except Away as error:
             self._put_back(batch)
+            for posted in batch:
+                posted.is_doubtful = posted.is_doubtful or not isinstance(error, Busy)
             raise
         except StoreError as error:
             self._put_back(batch)

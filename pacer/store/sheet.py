@@ -23,6 +23,7 @@ from pacer.entry import (
     Late,
     Limit,
     Look,
+    Missing,
     Release,
     RunBooks,
     Settle,
@@ -264,7 +265,7 @@ class Sheet:
             case Hold():
                 return self._hold(entry)
             case Settle():
-                self._settle(entry)
+                return self._settle(entry)
             case Release():
                 run = self.run(entry.run)
                 for name in entry.ids:
@@ -367,20 +368,20 @@ class Sheet:
             self._execute("DELETE FROM claims WHERE run = ? AND member = ?", (run.epoch, self._member))
             self._read_claims(run)
 
-    def _settle(self, entry: Settle) -> None:
+    def _settle(self, entry: Settle) -> Missing | None:
         run = self.run(entry.run)
         key = run.epoch, entry.id
         row = self._execute("SELECT amount, state FROM holds WHERE run = ? AND id = ?", key).fetchone()
         if row is None:
             if entry.is_held:
-                return
+                return Missing()
             self._execute(
                 """INSERT INTO holds (run, id, member, amount, acts_at, setting, state)
                 VALUES (?, ?, '', 0, 0, '', ?)""",
                 (*key, TOMBSTONE),
             )
         elif row[1] == TOMBSTONE:
-            return
+            return None
         else:
             self._execute("DELETE FROM holds WHERE run = ? AND id = ?", key)
             held, count = (HELD, IN_FLIGHT) if row[1] == OPEN else (UNKNOWN, CALLS)
@@ -393,6 +394,7 @@ class Sheet:
             self.rates().give_back(entry.gives_back)
         if entry.returned:
             self._draw(run, entry.reserve, -entry.returned)
+        return None
 
     def _release(self, run: _Run, name: str) -> None:
         carved = self._carved(run, name)

@@ -17,8 +17,10 @@ live_on()
 local field = asked.run .. '/' .. asked.id
 local row = redis.call('HGET', holds, field)
 local state, amount = string.match(row or '', '^(%a+)|.-|(.-)|')
-if state == 'tomb' or not row and asked.is_held then
+if state == 'tomb' then
   return tell()
+elseif not row and asked.is_held then
+  return tell({'missing'})
 end
 
 if state == 'open' then
