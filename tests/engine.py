@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 from pacer.admission import Admission
-from pacer.entry import Limit
+from pacer.entry import Answer, Entry, Limit
 from pacer.ledger import Account
 from pacer.shared import SharedAdmission
 from pacer.store.journal import Journal
 from pacer.store.memory import MemoryStore
 from pacer.store.shared import SharedStore
+from pacer.store.vault import Vault
 from pacer.ticket import Caller, Reservation, Ticket, gates_of
 from pacer.usage import Estimate, Settlement, Source, Usage, Word
 from tests.shelves import SHELVES, Shelf
@@ -81,6 +82,21 @@ class Seat:
         self.due = self.clock.now + seconds
 
 
+class Near:
+    """A vault that callers always wait for."""
+
+    is_quick = True
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vault, name)
+
+    def exchange(self, entries: Sequence[Entry], *, patient: bool = True) -> Answer:
+        return self._vault.exchange(entries)
+
+
 class Engine:
     """A memory store on a hand-set clock, with a seat for everybody who waits."""
 
@@ -109,8 +125,7 @@ class Engine:
         return admission, MemoryStore(admission, self.clock)
 
     def _beside_others(self, shelf: Shelf, rules: dict[str, Any]) -> tuple[Admission, MemoryStore]:
-        vault = shelf.open_vault(f"pacer-{next(_numbers)}")
-        vault.is_quick = True
+        vault = Near(shelf.open_vault(f"pacer-{next(_numbers)}"))
         opened = vault.open("default", self.account.ceiling, self.limits)
         admission = SharedAdmission(self.account, gates_of(self.limits, self.clock.now), vault.member, **rules)
         store = Desk(

@@ -109,6 +109,31 @@ def test_a_killed_server_keeps_what_it_wrote_down(own: Valkey, make):
     assert answer.runs["nightly"].sums[SPENT : CARVED + 1] == (70, 0, 100, 0)
 
 
+def test_who_is_in_haste_leaves_an_answer_behind_that_nobody_takes_for_another_one(own: Valkey, make):
+    """An event loop does not wait for a server that is slow; what it asked is done, and is asked again."""
+    vault = make(own.url)
+    vault.open("nightly", 1_000, RATE)
+    own.freeze()
+    for _ in range(2):
+        with pytest.raises(Away):
+            vault.exchange([hold("a")], patient=False)
+    own.cont()
+    answer = vault.exchange([Look("nightly"), hold("a")])
+    assert answer.verdicts[0] is None
+    assert isinstance(answer.verdicts[1], Held)
+    assert answer.runs["nightly"].sums[IN_FLIGHT] == 1
+    assert own.ask("INFO", "clients").count(b"connected_clients:2\r\n") == 1, "the vault's one, and the one that asks"
+
+
+def test_event_loops_wait_for_a_near_server_only(valkey: Valkey, make):
+    vault = make(valkey.url)
+    vault.open("nightly", 1_000, RATE)
+    for seconds, is_quick in ((0.0001, True), (0.001, False), (0.0001, True)):
+        for _ in range(20):
+            vault._learn(seconds)
+        assert vault.is_quick == is_quick
+
+
 def test_a_frozen_server_is_away_within_a_second_and_books_once(own: Valkey, make):
     """It may work off later what it got while it was frozen: the repeated batch changes nothing more."""
     vault = make(own.url)

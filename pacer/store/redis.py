@@ -147,11 +147,7 @@ class RedisVault:
         self._is_checked = False
         self._deadline = _Deadline()
         self._usual_seconds = QUICK_SECONDS
-
-    @property
-    def is_quick(self) -> bool:
-        """Whether the server is near and not busy, as far as its last answers tell."""
-        return self._client is not None and self._usual_seconds < QUICK_SECONDS
+        self.is_quick = False
 
     def __repr__(self) -> str:
         return f"<RedisVault {self._pacer} at {self._place}>"
@@ -180,11 +176,15 @@ class RedisVault:
         try:
             told = [_told.decode(reply) for reply in self._talk(commands, patient=patient)]
         finally:
-            took = (time.monotonic() - started) / len(commands)
-            self._usual_seconds += (min(took, HASTE_SECONDS) - self._usual_seconds) / 8
+            self._learn((time.monotonic() - started) / len(commands))
         last = told[-1]
         verdicts = [_verdict(one.verdict) for one in told[: len(entries)]]
         return Answer(verdicts, last.runs, last.levels, last.refunds, last.paused, last.revision)
+
+    def _learn(self, seconds: float) -> None:
+        """How long the server took for an entry tells whether it is near and not too busy."""
+        self._usual_seconds += (min(seconds, HASTE_SECONDS) - self._usual_seconds) / 8
+        self.is_quick = self._usual_seconds < QUICK_SECONDS
 
     def renew(self, status: str) -> None:
         """Prolong the lease, and book what others have lost theirs with."""

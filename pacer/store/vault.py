@@ -67,12 +67,10 @@ class Vault(Protocol):
     All times are the vault's own. Raises on all ways: Away, Forgotten, and StoreError for what no waiting mends.
     """
 
+    is_quick: bool
+    """Whether an exchange is short enough just now for an event loop to wait for."""
     member: str
     """What this process is called there."""
-
-    @property
-    def is_quick(self) -> bool:
-        """Whether an exchange is short enough just now for an event loop to wait for."""
 
     def open(self, run: str, ceiling: int | None, limits: tuple[Limit, ...]) -> Opened:
         """The run, made with this ceiling if there is none; and the pacer, made with these limits if there is none."""
