@@ -121,7 +121,7 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Short(msgspec.Struct, frozen=True):
-    """Answers a hold: no room under the ceiling now, nothing is held.
+    """Answers a hold: no room under the ceiling now, or the run is paused; nothing is held.
 
     If open holds may make room, the process has a claim now: who claimed first goes first.
     """

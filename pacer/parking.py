@@ -136,6 +136,10 @@ class TrioSeat:
                 self._tick()
 
 
+def no_tick() -> None:
+    """The tick of a seat whose owner waits for something that no time brings."""
+
+
 def owner() -> object:
     """Who runs now: the task of asyncio or trio, else the thread."""
     try:

@@ -200,7 +200,7 @@ class SharedAdmission(Admission):
                 self._admit(ticket, said, now)
             case Short():
                 self._put_back(ticket, now)
-                super()._wait_in_line(ticket, Wait("ceiling", None), now)
+                super()._wait_in_line(ticket, self._decide(ticket, now)[0] or Wait("ceiling", None), now)
             case Late():
                 self._put_back(ticket, now)
                 self._refuse(ticket, self._too_long(ticket, Wait(said.limit, said.seconds)))

@@ -17,7 +17,7 @@ from pacer.flow import Park, Pause, Space
 from pacer.pacer import Pacer, join
 from pacer.scope import HEADER, Scope
 from pacer.settings import SettingsInput
-from pacer.ticket import Reservation
+from pacer.ticket import Reservation, Seat
 from pacer.usage import Usage
 from transports import limits, refusal, retry
 from transports.exchange import Exchange
@@ -47,6 +47,17 @@ class Send(msgspec.Struct, frozen=True):
 
     request: Request
     library: ModuleType
+
+
+class Written(msgspec.Struct, frozen=True):
+    """Wait until what became of a call is in the books that others share."""
+
+    pacer: Pacer
+    place: Reservation
+
+    def waits(self, seat: Seat) -> bool:
+        """Wake ``seat`` when it is there; ``False`` if it is."""
+        return self.pacer.when_written(self.place, seat)
 
 
 class BudgetTransport(_Transport):
@@ -143,6 +154,8 @@ class BudgetTransport(_Transport):
                 response = yield Send(outgoing, exchange.library)
             response.extensions["pacer"] = Receipt(place, cap)
             self._meter(response, exchange, place)
+            if place.settlement is not None and self.pacer.is_shared:
+                yield Written(self.pacer, place)
         except BaseException as error:
             reports = self._inner.reports_sending(exchange.library)
             if progress.surely_unsent(error, exchange.library, always_reports=reports):
@@ -201,6 +214,10 @@ class BudgetTransport(_Transport):
                 seat = parking.ThreadSeat(store.tick)
                 store.sit(ticket, seat, asks=asks)
                 return seat.wait()
+            case Written() if step.waits(seat := parking.ThreadSeat(parking.no_tick)):
+                return seat.wait()
+            case Written():
+                return None
             case Space(smoothing):
                 return time.sleep(smoothing.turn_seconds(time.monotonic()))
             case Pause(seconds):
@@ -215,6 +232,10 @@ class BudgetTransport(_Transport):
                 seat = parking.async_seat(store.tick)
                 store.sit(ticket, seat, asks=asks)
                 return await seat.wait()
+            case Written() if step.waits(awaited := parking.async_seat(parking.no_tick)):
+                return await awaited.wait()
+            case Written():
+                return None
             case Space(smoothing):
                 return await parking.async_turn(smoothing)
             case Pause(seconds):

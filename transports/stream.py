@@ -75,14 +75,14 @@ class Reading(ABC):
     def wait_written(self) -> None:
         """Block until what the end of the body brought is where it has to be, as far as that is known."""
         if self.writes is not None:
-            seat = parking.ThreadSeat(_keep_no_time)
+            seat = parking.ThreadSeat(parking.no_tick)
             if self.writes(seat):
                 seat.wait()
 
     async def until_written(self) -> None:
         """The same, awaiting."""
         if self.writes is not None:
-            seat = parking.async_seat(_keep_no_time)
+            seat = parking.async_seat(parking.no_tick)
             if self.writes(seat):
                 await seat.wait()
 
@@ -322,10 +322,6 @@ def meter(pacer: Pacer, place: Reservation, exchange: Exchange, headers: Mapping
     if exchange.call.usage_at is not None and type(events) is EventReader and encoding in (b"", b"identity"):
         return HidingMeter(pacer, place, exchange, decode)
     return Meter(pacer, place, exchange, events, decode)
-
-
-def _keep_no_time() -> None:
-    """Nothing comes by time where one waits for others to write."""
 
 
 def _tells_at(text: bytes, mark: bytes) -> int:

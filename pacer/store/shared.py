@@ -273,6 +273,7 @@ class SharedStore(MemoryStore):
             try:
                 self._shared.take_in(batch, answer, now)
             except Receded as lost:
+                self._admission.outbox.extendleft(reversed(batch))
                 self._lose_here(str(lost), f"less was spent by its books than before. {_GONE}", now)
             if limits is not None:
                 self._shared.see_limits(limits, answer.revision, now)

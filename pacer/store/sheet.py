@@ -293,6 +293,8 @@ class Sheet:
         ).fetchone()
         if row is not None:  # a tombstone, too: what was settled before must not be held for ever now
             return Held(row[0], max(0.0, row[1] - self.now), row[2])
+        if run.paused or self.rates().paused:
+            return Short()
         if entry.reserve:
             return self._grant(run, entry, entry.worst, [])
         carves = [carve for carve in entry.carves if self._carved(run, carve.id) is None] if entry.carves else []

@@ -16,6 +16,9 @@ if known then  -- a tombstone, too: what was booked already must not be held for
   return tell({'held', amount, spell(math.min(left, tonumber(seconds))), setting})
 end
 live_on()
+if run.paused == '1' or redis.call('HGET', books, '/paused') == '1' then
+  return tell({'short'})
+end
 
 -- ---------------------------------------------------------------- the ceiling
 
