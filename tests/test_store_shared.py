@@ -23,7 +23,7 @@ from pacer.store.vault import Away, Vault
 from pacer.ticket import Caller, Ticket, gates_of
 from pacer.usage import Settlement, Usage
 from tests.engine import Clock, Desk, Seat, call, granted, place_of
-from tests.servers import LIBRARIES, URL, Inner, ask, ok
+from tests.servers import LIBRARIES, URL, Inner, answer_json, ask, ok
 from tests.shelves import SHELVES, Shelf
 from transports import BudgetTransport
 
@@ -300,23 +300,23 @@ def store(tmp_path: Path) -> str:
     return f"sqlite:{tmp_path / 'books.db'}"
 
 
-def test_the_settlement_is_in_the_store_before_the_caller_sees_the_end(store):
-    """B11, blocking and awaiting, also when the clerk writes it."""
-    with (
-        closing(Pacer(store=store, run="run")) as budget,
-        closing(Pacer(store=store, run="run")) as other,
-    ):
+def test_the_settlement_is_in_the_store_before_the_caller_sees_the_end(tmp_path):
+    """B11, blocking and awaiting, also where a clerk writes it; read already by the inner transport, or streamed."""
+    books = _File(tmp_path)
+    with closing(Pacer(store=f"sqlite:{tmp_path / 'books.db'}", run="run")) as budget:
         budget._store._vault.__class__ = type("Far", (SqliteVault,), {"is_quick": False})  # type: ignore[attr-defined]
-        with httpx.Client(transport=BudgetTransport(Inner(ok()), pacer=budget)) as client:
-            client.post(URL, json=ask())
-        assert other.status().spent == 30
+        read_already = httpx.MockTransport(lambda request: httpx.Response(200, content=answer_json()))
+        for number, inner in enumerate((read_already, Inner(ok())), start=1):
+            with httpx.Client(transport=BudgetTransport(inner, pacer=budget)) as client:
+                client.post(URL, json=ask())
+            assert spent_in(books) == 30 * number
 
         async def call_once() -> None:
             async with httpx.AsyncClient(transport=BudgetTransport(Inner(ok()), pacer=budget)) as client:
                 await client.post(URL, json=ask())
 
         asyncio.run(call_once())
-        assert other.status().spent == 60
+        assert spent_in(books) == 90
 
 
 def test_a_store_that_is_away_is_a_503_that_may_be_tried_again(store):
