@@ -22,17 +22,17 @@ test: .venv/.installed
 	$(eval WANTED := $(wanted))
 	$(eval NEWER := $(found))
 	@echo "== tests on: $$(.venv/bin/python -V)"
-	@echo "==   and without the model on: $(or $(foreach v,$(NEWER),$(v) ($(call find_python,$(v)))),no newer one)"
+	@echo "==   and without model and processes on: $(or $(foreach v,$(NEWER),$(v) ($(call find_python,$(v)))),no newer one)"
 	@echo "==   not on this machine: $(or $(filter-out $(NEWER),$(WANTED)),none)"
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
 	@set -e; for v in $(NEWER); do $(MAKE) --no-print-directory test-$$v; done
 	@$(MAKE) --no-print-directory test-sdks ARGS=
 	@$(MAKE) --no-print-directory wheel
 
-# One newer Python. The model is the same on each, so it is asked once, on .venv.
+# One newer Python. The model and what happens between processes are the same on each, so they are seen once, on .venv.
 test-%: .venv-%/.installed
 	@echo "== tests on: $$(.venv-$*/bin/python -V)"
-	.venv-$*/bin/python -m pytest -m 'not model' $(ARGS)
+	.venv-$*/bin/python -m pytest -n 2 -m 'not model and not processes' $(ARGS)
 
 # The newest SDKs and frameworks. Named, because pytest leaves this folder out by itself; ARGS choose among it only here.
 # Frameworks now and then leave an event loop of their own open, with all in it, to be found in any test or after the

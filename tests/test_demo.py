@@ -93,6 +93,7 @@ def test_the_speed_is_that_of_the_last_stretch():
 
 
 @pytest.mark.model
+@pytest.mark.xdist_group("model")
 def test_the_demo_itself():
     """A small one, as a user starts it: books equal, limits kept, exit code 0."""
     words = ["--agents", "4", "--tokens-per-second", "2000", "--ceiling", "700"]

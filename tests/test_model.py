@@ -17,7 +17,7 @@ from pacer import Pacer
 from pacer.cli.model_server import ModelServer
 from transports import BudgetTransport
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.xdist_group("model")]
 
 ONE_WORD: Any = [{"role": "user", "content": "Name a ship in one word."}]
 NOT_KEPT = httpx2.Limits(max_keepalive_connections=0)  # see ModelServer

@@ -33,6 +33,8 @@ from tests.valkey import Valkey
 from tests.worker import BILLED, CAP, INPUT, RESERVED, Told
 from transports import BudgetTransport
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parent.parent
 PROCESSES, CALLERS = 4, 8
 JSON = "content-type: application/json"
