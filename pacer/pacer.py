@@ -173,6 +173,9 @@ class Pacer:
         The end of the process does the same. Nothing can be called through the pacer any more.
         """
         self._store.close()
+        with _shared_lock:
+            if self.is_shared and _shared.get(self.name) is self:
+                del _shared[self.name]
 
     def __repr__(self) -> str:
         return f"<Pacer {scope.line_of(self.status())}>"

@@ -38,6 +38,7 @@ from pacer.entry import (
 )
 from pacer.fair import Turn
 from pacer.ledger import Account
+from pacer.register import RUNS_REMEMBERED
 from pacer.ticket import Gate, Posted, Reservation, Ticket
 from pacer.usage import Kind, Settlement, Usage, Wait, Waiting
 
@@ -337,6 +338,9 @@ class SharedAdmission(Admission):
 
     def see(self, run: Account, books: RunBooks, now: float) -> None:
         """A run was opened: this is how it stands. What is there of this process is known here already."""
+        if len(self._seen) > 2 * RUNS_REMEMBERED:
+            self._seen = {run: own for run, own in self._seen.items() if not run.ended}
+            self._highest = {run: spent for run, spent in self._highest.items() if not run.ended}
         self._seen.setdefault(run, ledger.own_sums(run))
         self._see(run, books, now)
 
@@ -507,11 +511,12 @@ class SharedAdmission(Admission):
         super().set_limits(limits, now)
         rates = {gate.kind: gate for gate in self.gates}
         for ticket, delay in self._delayed.items():
-            if delay.gate is not None and (gate := rates.get(delay.gate.kind)) is not None:
-                seconds = (self._acts_at(ticket) - now) * delay.gate.bucket.per_second / gate.bucket.per_second
-                self._delayed[ticket] = _Delay(now + seconds, gate, self._refunds.get(gate.kind, 0))
-            else:
-                self._delayed[ticket] = _Delay(now, None, 0)
+            if delay.gate is None:
+                continue
+            until, gate = now, rates.get(delay.gate.kind)
+            if gate is not None:
+                until += (self._acts_at(ticket) - now) * delay.gate.bucket.per_second / gate.bucket.per_second
+            self._delayed[ticket] = _Delay(until, gate, self._refunds.get(delay.gate.kind, 0))
 
     # ---------------------------------------------------------------- a store that is away, or has forgotten
 

@@ -14,7 +14,7 @@ import pytest
 
 import pacer
 from pacer import CeilingReached, LimitsConflict, Pacer, StoreError, StoreUnavailable
-from pacer.entry import Limit
+from pacer.entry import Limit, Settle
 from pacer.ledger import Account
 from pacer.shared import SharedAdmission
 from pacer.store.journal import Journal
@@ -398,3 +398,27 @@ def test_the_log_is_told_once_of_an_outage_and_its_end(store, caplog):
             assert client.post(URL, json=ask()).status_code == 200
     assert caplog.text.count("is away") == 1
     assert caplog.text.count("store is back") == 1
+
+
+def test_who_joins_after_a_pacer_was_closed_opens_the_run_again(store):
+    first = BudgetTransport(store=store, run="joined")
+    first.pacer.close()
+    second = BudgetTransport(store=store, run="joined")
+    assert second.pacer is not first.pacer
+    with closing(second.pacer):
+        assert second.pacer.status().spent == 0
+
+
+def test_a_journal_of_a_run_that_is_gone_stands_in_nobodys_way(shelf):
+    process = Process(shelf)
+    ticket = process.ask(100)
+    cut_off(process)
+    with pytest.raises(Away):
+        process.settle(ticket, 60)
+    process.desk._fail(Away("it cannot be reached"))
+    process.desk._journal.leave()
+    shelf.open_vault("run").end("run")
+    Process(shelf).desk.work_off_the_dead()
+    left: list[Settle] = []
+    Journal("run", "another").work_off(left.extend)
+    assert (left, spent_in(shelf)) == ([], 0)

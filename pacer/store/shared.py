@@ -103,22 +103,19 @@ class SharedStore(MemoryStore):
         opened = self._at_vault(lambda vault: vault.open(name, ceiling, self._limits))
         with self._books as now:
             run = self._shared.register.run(name, opened.run.ceiling)
-            self._see(run, opened, now)
+            self._shared.see(run, opened.run, now)
         return run
 
     def see(self, opened: Opened) -> None:
         """The pacer's own run was opened: this is how it stands."""
         with self._books as now:
-            self._see(self.account, opened, now)
+            self._shared.revision = opened.revision
+            self._shared.see(self.account, opened.run, now)
 
     def work_off_the_dead(self) -> None:
         """Book what processes that have died could not."""
-        with suppress(Away, Forgotten):  # it is left to who comes next
-            self._journal.work_off(lambda settlements: self._at_vault(lambda vault: vault.exchange(settlements)))
-
-    def _see(self, run: Account, opened: Opened, now: float) -> None:
-        self._shared.revision = opened.revision
-        self._shared.see(run, opened.run, now)
+        with suppress(StoreError):  # it is left to who comes next
+            self._journal.work_off(lambda settlements: self._at_vault(lambda vault: _book(vault, settlements)))
 
     def do(self, operation: Callable[[Admission, float], T]) -> T:
         """Change something; what changes for all processes is in the vault when this returns, if that is there."""
@@ -270,14 +267,17 @@ class SharedStore(MemoryStore):
             self._ring()
         with self._lock:
             now = self._clock()
+            lost_run = None
             try:
                 self._shared.take_in(batch, answer, now)
             except Receded as lost:
+                lost_run = str(lost)
                 self._admission.outbox.extendleft(reversed(batch))
-                self._lose_here(str(lost), f"less was spent by its books than before. {_GONE}", now)
             if limits is not None:
                 self._shared.see_limits(limits, answer.revision, now)
             self._take_told()
+        if lost_run is not None:
+            self._lose(lost_run, f"less was spent by its books than before. {_GONE}")
         return [posted.done for posted in batch if posted.done is not None]
 
     def _take_batch(self) -> list[Posted]:
@@ -293,14 +293,11 @@ class SharedStore(MemoryStore):
         self._decided += self._shared.told
         self._shared.told = []
 
-    def _lose(self, run: str, why: str) -> None:
-        with self._lock:
-            self._lose_here(run, why, self._clock())
-
-    def _lose_here(self, name: str, why: str, now: float) -> None:
+    def _lose(self, name: str, why: str) -> None:
         """Nothing of a run (of all runs, without a name) is let go any more."""
-        self._shared.lose(name, why, now)
-        self._take_told()
+        with self._lock:
+            self._shared.lose(name, why, self._clock())
+            self._take_told()
         _log.error("run %s: nothing more is let go, its store cannot be relied on: %s", name or self.account.name, why)
 
     # ---------------------------------------------------------------- the clerk
@@ -378,13 +375,15 @@ class SharedStore(MemoryStore):
             if self._away_since is None:
                 self._away_since = now
             waiters = self._shared.stop_waiting()
-            if now - self._away_since >= self._grace:
-                self._tell_away(error)
+            is_over = now - self._away_since >= self._grace
+            if is_over:
                 self._shared.passes = self._passes_when_away
                 self._shared.give_up(
                     now - self._grace, f"{error}. It is tried again; see store_failure and store_grace.", now
                 )
                 self._take_told()
+        if is_over:
+            self._tell_away(error)
         self._keep()
         _tell(waiters)
 
@@ -432,6 +431,13 @@ def _leave(vault: Vault) -> None:
         vault.leave()
     finally:
         vault.close()
+
+
+def _book(vault: Vault, settlements: list[Settle]) -> None:
+    """Write settlements one by one: those of a run that is gone go with it."""
+    for settlement in settlements:
+        with suppress(Forgotten):
+            vault.exchange([settlement])
 
 
 def _tell(waiters: list[Callable[[], object]]) -> None:
