@@ -224,7 +224,7 @@ class Sheet:
     def _read_claims(self, run: _Run) -> None:
         claims = self._execute(
             """SELECT c.member, c.number, c.amount FROM claims AS c LEFT JOIN members AS m ON m.id = c.member
-            WHERE c.run = ?1 AND (c.member = ?2 OR m.deadline > ?3)""",
+            WHERE c.run = ? AND (c.member = ? OR m.deadline > ?)""",
             (run.epoch, self._member, self.now),
         ).fetchall()
         run.claim = next((tuple(claim) for member, *claim in claims if member == self._member), None)
@@ -437,7 +437,7 @@ class Sheet:
         """Book what members hold whose lease has run out."""
         self._is_swept = True
         # A deadline of before a step back of the clock is as late as one given now.
-        self._execute("UPDATE members SET deadline = ?1 + lease WHERE deadline > ?1 + lease", (self.now,))
+        self._execute("UPDATE members SET deadline = ? + lease WHERE deadline > ? + lease", (self.now, self.now))
         dead = self._execute("SELECT id FROM members WHERE deadline <= ?", (self.now,)).fetchall()
         if not dead:
             return
@@ -460,7 +460,7 @@ class Sheet:
             run.sums[UNKNOWN] += amount
             run.sums[CALLS] += count
             self._write_run(run)
-        self._execute("UPDATE holds SET state = ?3 WHERE member = ?1 AND state = ?2", (*key, LAPSED))
+        self._execute("UPDATE holds SET state = ? WHERE member = ? AND state = ?", (LAPSED, *key))
 
     def drop(self, member: str) -> None:
         """Remove the carves and claims of a member."""
@@ -494,7 +494,7 @@ class Sheet:
         self._execute("DELETE FROM carves WHERE run = ?", (epoch,))
         self._execute("DELETE FROM claims WHERE run = ?", (epoch,))
         self._execute(
-            "DELETE FROM pacers WHERE name = ?1 AND NOT EXISTS (SELECT 1 FROM runs WHERE pacer = ?1)", (pacer,)
+            "DELETE FROM pacers WHERE name = ? AND NOT EXISTS (SELECT 1 FROM runs WHERE pacer = pacers.name)", (pacer,)
         )
 
     # ---------------------------------------------------------------- whole runs
