@@ -135,7 +135,8 @@ def test_runs_lists_every_run_of_every_pacer(store):
         result = pacer("runs", "--store", store)
     assert result.exit_code == 0
     rows = {row[0]: row[1:] for row in map(str.split, result.stdout.splitlines()[2:])}
-    assert rows["nightly/other"] == ["800", "0", "0", "1,000", "80%", "1", "0", "0", "0s", "ago"]
+    assert rows["nightly/other"][:8] == ["800", "0", "0", "1,000", "80%", "1", "0", "0"]
+    assert re.fullmatch(r"\d+s ago", " ".join(rows["nightly/other"][8:]))
     assert rows["nightly"][:5] == ["0", "0", "0", "1,000", "0%"]
     assert rows["daily"][:4] == ["0", "0", "0", "none"]
 

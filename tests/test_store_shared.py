@@ -222,6 +222,19 @@ def test_settlements_of_an_outage_outlive_their_process(shelf):
     assert spent_in(shelf) == 60
 
 
+def test_an_error_of_ours_lets_nothing_go_and_nobody_hang(shelf, caplog):
+    process = Process(shelf)
+
+    def exchange(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    process.vault.exchange = exchange
+    ticket = process.ask(10)
+    assert isinstance(ticket.decision, StoreUnavailable)
+    assert "ZeroDivisionError" in str(ticket.decision)
+    assert isinstance(process.offer(10).decision, StoreUnavailable)
+
+
 # ---------------------------------------------------------------- forgotten
 
 

@@ -262,6 +262,11 @@ class SharedStore(MemoryStore):
             self._put_back(batch)
             self._lose("", str(error))
             return []
+        except Exception as error:  # an error of ours lets nothing go, and nobody hang
+            _log.exception("run %s: an exchange with its store failed", self.account.name)
+            self._put_back(batch)
+            self._lose("", f"an error of ours ({type(error).__name__}), see the log")
+            return []
         if not self._has_news:
             self._has_news = True
             self._ring()
@@ -453,6 +458,9 @@ def _serve(store_of: weakref.ref[SharedStore], bell: threading.Event) -> None:
             seconds = store._work()
         except tenacity.RetryError:
             return
+        except Exception:  # who waits for the clerk must not wait for ever
+            _log.exception("run %s: the clerk of its store stumbled", store.account.name)
+            seconds = PATIENCE_SECONDS
         del store
         bell.wait(seconds)
         bell.clear()
