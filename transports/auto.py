@@ -1,0 +1,285 @@
+"""Every client of the process is paced, with no change to the code that makes it: ``install`` and ``uninstall``.
+
+What is patched is how a client of httpx or httpx2 chooses its transport; the one it would have used stays below ours,
+with its proxies, mounts and pool. Neither library is imported here: a hook waits until somebody else does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import wraps
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, Unpack
+
+from pacer import settings
+from pacer.errors import BudgetExceeded, SettingsError
+from pacer.pacer import Pacer, join
+from pacer.scope import HEADER
+from pacer.settings import OF_A_TRANSPORT, Settings, SettingsInput
+from transports.budget import BudgetTransport
+from transports.exchange import Exchange
+from transports.library import Response
+
+LIBRARIES = ("httpx", "httpx2")
+CLIENTS = ("Client", "AsyncClient")
+CHOICE = "_transport_for_url"
+MOST_KEPT = 64
+"""A client whose transport is another one each time is not followed any further back than that."""
+_KEPT = "_token_pacer_kept"
+
+listeners: list[Callable[[float, bool], object]] = []
+"""Told of each model call that ``install`` paces: the seconds it waited until it went, and whether it was refused."""
+
+
+class PacedTransport(BudgetTransport):
+    """A BudgetTransport that was put around a client's own transport."""
+
+    def __init__(self, inner: Any, pacer: Pacer, own: SettingsInput) -> None:
+        super().__init__(inner, pacer=pacer, **own)
+        self.inner = inner
+
+    def handle_request(self, request: Any) -> Any:
+        """As BudgetTransport does; what cannot be a model call takes a short cut."""
+        if request.method != "POST" and HEADER not in request.headers:
+            self.pacer.count_unmetered()
+            return self.inner.handle_request(request)
+        return super().handle_request(request)
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """As BudgetTransport does; what cannot be a model call takes a short cut."""
+        if request.method != "POST" and HEADER not in request.headers:
+            self.pacer.count_unmetered()
+            return await self.inner.handle_async_request(request)
+        return await super().handle_async_request(request)
+
+    def _attempt(self, exchange: Exchange, named: str | None, *, awaits: bool) -> Generator[Any, Any, Response]:
+        try:
+            response = yield from super()._attempt(exchange, named, awaits=awaits)
+        except BudgetExceeded:
+            _tell(0.0, True)
+            raise
+        _tell(response.extensions["pacer"].waited_seconds, False)
+        return response
+
+
+def _tell(waited_seconds: float, refused: bool) -> None:
+    for listener in listeners:
+        listener(waited_seconds, refused)
+
+
+class _Kept(dict[int, PacedTransport]):
+    """The transports put around those of one client, by the ``id`` of what they hold; the client owns them.
+
+    Kept anywhere else they would keep alive what they hold, and with that perhaps the client.
+    """
+
+    def __init__(self, patch: _Patch | None = None) -> None:
+        self.patch = patch
+
+    def __reduce__(self) -> Any:  # a copy of the client begins anew
+        return _Kept, ()
+
+
+class _Patch:
+    """What one ``install`` put in place."""
+
+    def __init__(self, chosen: Settings) -> None:
+        self.chosen = chosen
+        self.pacer = join(chosen)
+        own = {name: getattr(chosen, name) for name in OF_A_TRANSPORT}
+        self._own = SettingsInput(**own)  # type: ignore[typeddict-item]  # they are checked already
+        self._originals: list[tuple[type, Any, Any]] = []
+        self._clients: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._is_over = False
+
+    def put_in(self, library: ModuleType) -> None:
+        """Patch both clients of a library."""
+        for name in CLIENTS:
+            kind = getattr(library, name)
+            if all(kind is not patched for patched, _, _ in self._originals):
+                self._put_in(kind)
+
+    def _put_in(self, kind: type) -> None:
+        original = kind.__dict__[CHOICE]
+
+        @wraps(original)
+        def choice(client: Any, url: Any) -> Any:
+            inner = original(client, url)
+            return inner if self._is_over else self.around(client, inner)
+
+        setattr(kind, CHOICE, choice)
+        self._originals.append((kind, original, choice))
+
+    def take_out(self) -> None:
+        """Put back what was there; where somebody has patched over it since, ours does nothing any more."""
+        self._is_over = True
+        for kind, original, choice in self._originals:
+            if kind.__dict__[CHOICE] is choice:
+                setattr(kind, CHOICE, original)
+        for client in list(self._clients.values()):
+            client.__dict__.pop(_KEPT, None)
+
+    def around(self, client: Any, inner: Any) -> Any:
+        """The transport for a call that the client would have sent through ``inner``."""
+        kept = client.__dict__.get(_KEPT)
+        if kept is not None and kept.patch is self:
+            paced = kept.get(id(inner))
+            if paced is not None:
+                return paced
+        return self._first_around(client, inner)
+
+    def _first_around(self, client: Any, inner: Any) -> Any:
+        if _is_paced(inner):
+            return inner
+        kept = client.__dict__.get(_KEPT)
+        if kept is None or kept.patch is not self or len(kept) >= MOST_KEPT:
+            kept = client.__dict__[_KEPT] = _Kept(self)
+            self._clients[id(client)] = client
+        return kept.setdefault(id(inner), PacedTransport(inner, self.pacer, self._own))
+
+
+def _is_paced(transport: Any) -> bool:
+    """Whether a BudgetTransport is in it, below whatever transports and clients are wrapped around that."""
+    seen: set[int] = set()
+    found = [transport]
+    while found:
+        one = found.pop()
+        if isinstance(one, BudgetTransport):
+            return True
+        if id(one) not in seen:
+            seen.add(id(one))
+            found += [part for part in _parts(one) if _forwards(part)]
+    return False
+
+
+def _parts(one: Any) -> Iterator[Any]:
+    slots = [name for kind in type(one).__mro__ for name in getattr(kind, "__slots__", ())]
+    for value in [*getattr(one, "__dict__", {}).values(), *(getattr(one, name, None) for name in slots)]:
+        if isinstance(value, dict):
+            yield from value.values()
+        elif isinstance(value, list | tuple):
+            yield from value
+        else:
+            yield value
+
+
+def _forwards(part: Any) -> bool:
+    kind = type(part)  # asking the object itself might wake something up
+    return hasattr(kind, "handle_request") or hasattr(kind, "handle_async_request") or hasattr(kind, CHOICE)
+
+
+# -------------------------------------------------------------------- libraries that are imported later
+
+
+class _Hook:
+    """Finds the libraries as they would be found without it, and patches them as soon as they are loaded."""
+
+    def __init__(self, patch: _Patch) -> None:
+        self._patch = patch
+        self._at_it = threading.local()
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec that the other finders have, with a loader that patches."""
+        if name not in LIBRARIES or getattr(self._at_it, "now", False):
+            return None
+        self._at_it.now = True
+        try:
+            spec = _found(name)
+        finally:
+            self._at_it.now = False
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, self._patch)  # type: ignore[assignment]  # it does what loaders do
+        return spec
+
+
+def _found(name: str) -> ModuleSpec | None:
+    for finder in list(sys.meta_path):
+        find = getattr(finder, "find_spec", None)
+        if find is not None and (spec := find(name, None, None)) is not None:
+            return spec  # type: ignore[no-any-return]
+    return None
+
+
+class _Loader:
+    """Loads as the loader does that was found; the module gets that one back, and is patched."""
+
+    def __init__(self, found: Any, patch: _Patch) -> None:
+        self._found = found
+        self._patch = patch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._found, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """The module, not loaded yet."""
+        return self._found.create_module(spec)  # type: ignore[no-any-return]
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Load it, and patch it."""
+        module.__loader__ = self._found
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._found
+        self._found.exec_module(module)
+        _patch_if_installed(self._patch, module)
+
+
+def _patch_if_installed(patch: _Patch, module: ModuleType) -> None:
+    with _lock:
+        if _installed is not None and _installed[0] is patch:
+            patch.put_in(module)
+
+
+# -------------------------------------------------------------------- install, uninstall
+
+_lock = threading.RLock()
+_installed: tuple[_Patch, _Hook] | None = None
+
+
+def install(**given: Unpack[SettingsInput]) -> None:
+    """Pace every client of httpx and httpx2 in this process, blocking and awaiting, made before or after.
+
+    Settings are those of :class:`BudgetTransport`, ``PACER_*`` where they are not given, and so is the pacer: the one
+    of the run, shared with all transports that name none. A client that has a BudgetTransport keeps it and gets no
+    other. Once more with the same settings is fine. Raises: SettingsError, LimitsConflict, StoreError.
+    """
+    global _installed
+    chosen = settings.load(**given)
+    with _lock:
+        if _installed is not None:
+            _agree(_installed[0], chosen)
+            return
+        patch = _Patch(chosen)
+        hook = _Hook(patch)
+        _installed = patch, hook
+        sys.meta_path.insert(0, hook)
+    for name in LIBRARIES:  # not under the lock: this waits where another thread is just importing it
+        if name in sys.modules:
+            _patch_if_installed(patch, importlib.import_module(name))
+
+
+def _agree(patch: _Patch, chosen: Settings) -> None:
+    join(chosen)
+    for name in ("run", *sorted(OF_A_TRANSPORT)):
+        there, mine = getattr(patch.chosen, name), getattr(chosen, name)
+        if there != mine:
+            raise SettingsError(f"{name}={mine} is not accepted: install() was called with {name}={there} before")
+
+
+def uninstall() -> None:
+    """Put back what was there before :func:`install`: clients send as they did. Without it, nothing happens."""
+    global _installed
+    with _lock:
+        if _installed is None:
+            return
+        patch, hook = _installed
+        _installed = None
+        patch.take_out()
+        if hook in sys.meta_path:
+            sys.meta_path.remove(hook)
