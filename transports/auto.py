@@ -23,7 +23,9 @@ from pacer.scope import HEADER
 from pacer.settings import OF_A_TRANSPORT, Settings, SettingsInput
 from transports.budget import BudgetTransport
 from transports.exchange import Exchange
-from transports.library import Response
+from transports.inner import Inner
+from transports.library import Response, body_of, library_of
+from transports.wire import recognise
 
 LIBRARIES = ("httpx", "httpx2")
 CLIENTS = ("Client", "AsyncClient")
@@ -39,23 +41,37 @@ listeners: list[Callable[[float, bool], object]] = []
 class PacedTransport(BudgetTransport):
     """A BudgetTransport that was put around a client's own transport."""
 
-    def __init__(self, inner: Any, pacer: Pacer, own: SettingsInput) -> None:
-        super().__init__(inner, pacer=pacer, **own)
+    def __init__(self, inner: Any, pacer: Pacer, chosen: Settings) -> None:
+        # Not by super(), which would check the settings again for each client.
+        self.pacer = pacer
         self.inner = inner
+        self._settings = chosen
+        self._scope = None
+        self._inner = Inner(inner, verify=True, http2=False, limits=None)
 
     def handle_request(self, request: Any) -> Any:
-        """As BudgetTransport does; what cannot be a model call takes a short cut."""
-        if request.method != "POST" and HEADER not in request.headers:
-            self.pacer.count_unmetered()
+        """As BudgetTransport does; what is no model call takes a short cut."""
+        if self._is_plain(request):
             return self.inner.handle_request(request)
         return super().handle_request(request)
 
     async def handle_async_request(self, request: Any) -> Any:
-        """As BudgetTransport does; what cannot be a model call takes a short cut."""
-        if request.method != "POST" and HEADER not in request.headers:
-            self.pacer.count_unmetered()
+        """As BudgetTransport does; what is no model call takes a short cut."""
+        if self._is_plain(request):
             return await self.inner.handle_async_request(request)
         return await super().handle_async_request(request)
+
+    def _is_plain(self, request: Any) -> bool:
+        """Whether it is no model call, and has nothing that is meant for us."""
+        if HEADER in request.headers:
+            return False
+        if request.method != "POST":  # nothing that a transport could have overlooked: not even counted
+            return True
+        path = request.url.raw_path.partition(b"?")[0].decode("ascii", "replace")
+        if recognise("POST", path, body_of(request, library_of(request)), request.headers) is not None:
+            return False
+        self.pacer.count_unmetered()
+        return True
 
     def _attempt(self, exchange: Exchange, named: str | None, *, awaits: bool) -> Generator[Any, Any, Response]:
         try:
@@ -92,7 +108,7 @@ class _Patch:
         self.chosen = chosen
         self.pacer = join(chosen)
         own = {name: getattr(chosen, name) for name in OF_A_TRANSPORT}
-        self._own = SettingsInput(**own)  # type: ignore[typeddict-item]  # they are checked already
+        self._settings = self.pacer.settings.model_copy(update=own)
         self._originals: list[tuple[type, Any, Any]] = []
         self._clients: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._is_over = False
@@ -110,7 +126,9 @@ class _Patch:
         @wraps(original)
         def choice(client: Any, url: Any) -> Any:
             inner = original(client, url)
-            return inner if self._is_over else self.around(client, inner)
+            kept = client.__dict__.get(_KEPT)
+            paced = kept.get(id(inner)) if kept is not None and kept.patch is self else None
+            return self._first_around(client, inner) if paced is None else paced
 
         setattr(kind, CHOICE, choice)
         self._originals.append((kind, original, choice))
@@ -124,23 +142,15 @@ class _Patch:
         for client in list(self._clients.values()):
             client.__dict__.pop(_KEPT, None)
 
-    def around(self, client: Any, inner: Any) -> Any:
-        """The transport for a call that the client would have sent through ``inner``."""
-        kept = client.__dict__.get(_KEPT)
-        if kept is not None and kept.patch is self:
-            paced = kept.get(id(inner))
-            if paced is not None:
-                return paced
-        return self._first_around(client, inner)
-
     def _first_around(self, client: Any, inner: Any) -> Any:
-        if _is_paced(inner):
+        """The transport for a call that the client would have sent through ``inner``."""
+        if self._is_over or _is_paced(inner):
             return inner
         kept = client.__dict__.get(_KEPT)
         if kept is None or kept.patch is not self or len(kept) >= MOST_KEPT:
             kept = client.__dict__[_KEPT] = _Kept(self)
             self._clients[id(client)] = client
-        return kept.setdefault(id(inner), PacedTransport(inner, self.pacer, self._own))
+        return kept.setdefault(id(inner), PacedTransport(inner, self.pacer, self._settings))
 
 
 def _is_paced(transport: Any) -> bool:
