@@ -11,6 +11,8 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -21,7 +23,7 @@ from pacer.errors import BudgetExceeded, SettingsError
 from pacer.pacer import Pacer, join
 from pacer.scope import HEADER
 from pacer.settings import OF_A_TRANSPORT, Settings, SettingsInput
-from transports.budget import BudgetTransport
+from transports.budget import BudgetTransport, Send
 from transports.exchange import Exchange
 from transports.inner import Inner
 from transports.library import Response, body_of, library_of
@@ -62,10 +64,12 @@ class PacedTransport(BudgetTransport):
         return await super().handle_async_request(request)
 
     def _is_plain(self, request: Any) -> bool:
-        """Whether it is no model call, and has nothing that is meant for us."""
+        """Whether it is no model call, or one that is paced already, and has nothing that is meant for us."""
         if HEADER in request.headers:
             return False
         if request.method != "POST":  # nothing that a transport could have overlooked: not even counted
+            return True
+        if _is_below_us.get():
             return True
         path = request.url.raw_path.partition(b"?")[0].decode("ascii", "replace")
         if recognise("POST", path, body_of(request, library_of(request)), request.headers) is not None:
@@ -76,11 +80,32 @@ class PacedTransport(BudgetTransport):
     def _attempt(self, exchange: Exchange, named: str | None, *, awaits: bool) -> Generator[Any, Any, Response]:
         try:
             response = yield from super()._attempt(exchange, named, awaits=awaits)
-        except BudgetExceeded:
-            _tell(0.0, True)
+        except BaseException as error:
+            _tell(0.0, isinstance(error, BudgetExceeded))
             raise
         _tell(response.extensions["pacer"].waited_seconds, False)
         return response
+
+    def _send(self, step: Send) -> Response:
+        with _below_us():
+            return super()._send(step)
+
+    async def _asend(self, step: Send) -> Response:
+        with _below_us():
+            return await super()._asend(step)
+
+
+_is_below_us: ContextVar[bool] = ContextVar("pacer_auto_below", default=False)
+
+
+@contextmanager
+def _below_us() -> Iterator[None]:
+    """A transport may send through a client of its own, which is ours, too: the call is paced already."""
+    token = _is_below_us.set(True)
+    try:
+        yield
+    finally:
+        _is_below_us.reset(token)
 
 
 def _tell(waited_seconds: float, refused: bool) -> None:

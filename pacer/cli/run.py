@@ -33,6 +33,8 @@ NOT_EXECUTABLE, NOT_FOUND = 126, 127
 """Exit codes of a command that cannot be started, as a shell has them."""
 
 _PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+_OF_KEYS = {signal.SIGINT, signal.SIGQUIT}
+"""What a terminal sends to all in its foreground; a hangup goes to its first process alone."""
 _SI_KERNEL = 0x80
 _LIMITS = ("ceiling", "agent_ceiling", *settings.RatesInput.__annotations__, "requests_per_second")
 
@@ -148,9 +150,9 @@ def _next_signal() -> tuple[int, bool]:
     """The next signal, and whether it came from the terminal: then the command has got it as well."""
     if sys.platform == "linux":
         told = signal.sigwaitinfo({*_PASSED_ON, signal.SIGCHLD})
-        return told.si_signo, told.si_code == _SI_KERNEL
+        return told.si_signo, told.si_signo in _OF_KEYS and told.si_code == _SI_KERNEL
     number = signal.sigwait({*_PASSED_ON, signal.SIGCHLD})
-    return number, number in (signal.SIGINT, signal.SIGQUIT) and _has_the_terminal()
+    return number, number in _OF_KEYS and _has_the_terminal()
 
 
 def _has_the_terminal() -> bool:

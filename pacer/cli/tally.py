@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -38,14 +39,12 @@ def begin() -> None:
 
 def _write(waited_seconds: float, refused: bool) -> None:
     line = f"refused {waited_seconds:.6f}\n" if refused else f"went {waited_seconds:.6f}\n"
-    try:
+    with suppress(OSError, KeyError):  # the command is over, or the program has cleared its environment
         file = os.open(Path(os.environ[DIRECTORY]) / CALLS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    except (OSError, KeyError):  # the command is over, or the program has cleared its environment
-        return
-    try:
-        os.write(file, line.encode())
-    finally:
-        os.close(file)
+        try:
+            os.write(file, line.encode())
+        finally:
+            os.close(file)
 
 
 def read(directory: Path) -> Tally:
