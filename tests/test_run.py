@@ -177,7 +177,8 @@ def test_the_run_of_the_environment_goes_on_and_only_what_is_new_is_told(script,
 
 def test_an_option_wins_over_its_variable(script):
     words = ("--ceiling", "0", "--", sys.executable, "-c", HTTPX_TWICE % script(HTTPX))
-    assert paced(*words, PACER_CEILING="1M", pacer_on_limit="refuse").stdout == "402 402\n"
+    for name in ("PACER_CEILING", "pacer_ceiling"):
+        assert paced(*words, **{name: "1M"}).stdout == "402 402\n"
 
 
 def test_its_own_store_is_private_and_gone_afterwards(tmp_path):
@@ -325,7 +326,7 @@ def test_a_signal_is_passed_on_and_the_command_decides_what_becomes_of_it(number
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         child.send_signal(number)
-        out = child.stdout.read()  # its input stays open until then
+        out = child.stdout.readline()  # its input stays open until then
         err = child.communicate(timeout=30)[1]
     assert (child.returncode, out, err) == (7, f"got {int(number)}\n", "pacer: NO MODEL CALL WAS SEEN\n")
 
@@ -345,7 +346,11 @@ def test_a_signal_that_ends_the_command_is_in_the_exit_code():
 TALKS = """
 import os, signal, sys
 heard = []
-signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+def interrupted(number, frame):
+    heard.append(number)
+    print("heard one", flush=True)
+signal.signal(signal.SIGINT, interrupted)
+signal.signal(signal.SIGUSR1, lambda number, frame: print("heard all", flush=True))
 print("tty", sys.stdin.isatty(), os.tcgetpgrp(0) == os.getpgrp(), flush=True)
 print("hello", input("name? "), flush=True)
 input("again? ")
@@ -387,8 +392,12 @@ def test_an_interactive_program_has_the_terminal_and_hears_an_interrupt_once():
     terminal.type("Ada\n")
     terminal.until("hello Ada")
     terminal.until("again? ")
+    os.kill(terminal.child, signal.SIGSTOP)  # two interrupts at the same time would look like one
     terminal.type("\x03")
-    terminal.until("^C")
+    terminal.until("heard one")
+    os.kill(terminal.child, signal.SIGUSR1)  # is passed on after whatever else would be
+    os.kill(terminal.child, signal.SIGCONT)
+    terminal.until("heard all")
     terminal.type("\n")
     terminal.until("interrupts 1")
     terminal.until("NO MODEL CALL WAS SEEN")

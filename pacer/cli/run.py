@@ -68,8 +68,7 @@ def run(command: Sequence[str], given: Mapping[str, str], *, fails_over_ceiling:
         chosen, variables = _settled(given, directory)
         Pacer.from_settings(chosen).close()  # the run is there, with these limits, before anybody joins it
         before = booked(chosen)
-        there = {name: text for name, text in os.environ.items() if name.upper() not in variables}
-        code = _supervised(command, {**there, **variables, **_surroundings(directory)})
+        code = _supervised(command, {**os.environ, **variables, **_surroundings(directory)})
         seen = tally.read(directory)
         lines = tuple(_told(chosen, before, seen))
     if fails_over_ceiling and code == 0 and seen.refused:
