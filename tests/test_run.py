@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import textwrap
 import time
 import venv
@@ -259,6 +260,28 @@ def test_limits_that_met_no_call_are_told_in_capitals():
     assert numbers(paced("--", sys.executable, "-c", "").stderr) == (0, 0, 0, 0)
 
 
+def test_books_that_are_gone_at_the_end_are_told():
+    code = "import os; os.remove(os.environ['PACER_STORE'][7:])"
+    done = paced("--", sys.executable, "-c", code)
+    assert done.returncode == 0
+    assert done.stderr.startswith("pacer: what was spent cannot be told: the store ")
+
+
+def test_a_program_that_has_a_budget_of_ours_shares_the_run(script):
+    code = (
+        HTTPX
+        + """
+from transports import BudgetTransport
+client = httpx.Client(transport=BudgetTransport())
+body = {"model": "m", "max_tokens": 10, "messages": [{"role": "user", "content": "Hi"}]}
+print(client.post(URL + "/v1/chat/completions", json=body).extensions["pacer"].charged, call())
+"""
+    )
+    done = paced("--ceiling", "1k", "--", sys.executable, script(code))
+    assert done.stdout == "30 200\n"
+    assert numbers(done.stderr) == (2, 60, 0, 0)
+
+
 def test_a_refusal_can_fail_a_command_that_succeeded(script):
     ask = ("--", sys.executable, "-c", HTTPX_TWICE % script(HTTPX))
     assert paced("--fail-over-ceiling", "--ceiling", "0", *ask).returncode == run.REFUSED
@@ -366,6 +389,9 @@ class Terminal:
         if self.child == 0:
             os.execve(sys.executable, [sys.executable, "-m", "pacer.cli", "run", *words], environment(TERM="dumb"))
         self.seen = ""
+        modes = termios.tcgetattr(self.file)
+        modes[3] |= termios.NOFLSH  # an interrupt would throw away what is on its way to us
+        termios.tcsetattr(self.file, termios.TCSANOW, modes)
 
     def until(self, text: str) -> None:
         """Read until this is there."""

@@ -20,10 +20,11 @@ import msgspec
 
 from pacer import settings
 from pacer.cli import tally
+from pacer.errors import StoreError
 from pacer.pacer import Pacer
 from pacer.settings import Settings
 from pacer.store.opening import vault_of
-from pacer.store.vault import Away
+from pacer.store.vault import Away, Forgotten
 
 SITE = Path(__file__).parent / "site"
 """Stands first on the path of every Python, and has nothing but a ``sitecustomize``."""
@@ -181,7 +182,7 @@ def _told(chosen: Settings, before: Booked, seen: tally.Tally) -> Iterator[str]:
         yield f"calls of {python} were NOT PACED: token-pacer is not installed there"
     try:
         now = booked(chosen).since(before)
-    except Away as error:
+    except (Away, Forgotten, StoreError) as error:
         yield f"what was spent cannot be told: {error}"
         return
     if not (seen.seen or now.calls) and any(getattr(chosen, name) is not None for name in _LIMITS):
