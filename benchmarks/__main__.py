@@ -8,12 +8,12 @@ import importlib.metadata
 import os
 import platform
 
-from benchmarks import agents, estimates, overhead, stores, waiters
+from benchmarks import agents, auto, estimates, overhead, stores, waiters
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    names = ["agents", "estimates", "overhead", "stores", "waiters"]
+    names = ["agents", "auto", "estimates", "overhead", "stores", "waiters"]
     parser.add_argument("which", nargs="?", choices=names, help="one of them only")
     parser.add_argument("--waiters", type=int, default=10_000)
     parser.add_argument("--processes", type=int, default=8, help="that share a store")
@@ -24,6 +24,8 @@ def main() -> None:
         estimates.report()
     if args.which in (None, "overhead"):
         asyncio.run(overhead.measure())
+    if args.which in (None, "auto"):
+        auto.report()
     if args.which in (None, "waiters"):
         asyncio.run(waiters.measure(args.waiters))
     if args.which in (None, "agents"):

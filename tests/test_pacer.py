@@ -144,5 +144,5 @@ def test_the_public_names_are_these():
         "run",
         "wrap_up",
     ]
-    assert transports.__all__ == ["BudgetTransport", "Receipt"]
+    assert transports.__all__ == ["BudgetTransport", "Receipt", "install", "uninstall"]
     assert all(getattr(pacer, name).__doc__ for name in pacer.__all__)

@@ -1,13 +1,16 @@
-"""The command ``pacer``: the runs of a shared store, how each stands, how to end one, and how to set its limits.
+"""The command ``pacer``: to run others that are paced; the runs of a shared store, how each stands, how to end one, and
+how to set its limits.
 
-Exit codes: 0 done, 1 refused or not found, 2 wrong use, wrong settings, or a store that cannot be used.
+Exit codes: 0 done, 1 refused or not found, 2 wrong use, wrong settings, or a store that cannot be used; ``run`` has
+that of its command.
 The only importer of typer.
 """
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any, NoReturn
 
@@ -21,6 +24,7 @@ from pacer.store.vault import Away, Forgotten, RunRow, Vault
 try:
     import typer
 
+    from pacer.cli import run as runner
     from pacer.cli import screen, view
 except ImportError as missing:
     if (missing.name or "").partition(".")[0] not in ("typer", "rich"):
@@ -33,7 +37,7 @@ NOTHING = (
 )
 
 app = typer.Typer(
-    help="The runs of a store that processes share: how they stand, and what they may spend.",
+    help="Run a command whose model calls are paced; see and set what the runs of a shared store may spend.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # its frames would show what the variables hold
@@ -129,6 +133,46 @@ def set_limits(
         with _vault(store, row.pacer) as vault:
             _exchange(vault, changes)
     typer.echo(f"set {screen.plain(view.label(row))}")
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each setting."""
+    options = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                str | None, typer.Option(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"PACER_{name.upper()}")
+            ],
+        )
+        for name in SettingsInput.__annotations__
+    ]
+    signature = inspect.signature(command, eval_str=True)
+    own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in [*own, *options]}
+    return command
+
+
+@app.command("run", context_settings={"allow_interspersed_args": False})
+@_with_settings
+def run_command(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="The command, after --.")],
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing at the end.")] = False,
+    fail_over_ceiling: Annotated[
+        bool, typer.Option("--fail-over-ceiling", help="Exit with 3 if it succeeded and a call was refused.")
+    ] = False,
+    **given: str | None,
+) -> None:
+    """Run a command; every client of httpx and httpx2 in its Python processes is paced, with no change to them."""
+    asked = {name: text for name, text in given.items() if text is not None}
+    with _errors_told():
+        outcome = runner.run(command, asked, fails_over_ceiling=fail_over_ceiling)
+    if not quiet:
+        for line in outcome.lines:
+            typer.echo(f"pacer: {screen.plain(line)}", err=True)
+    raise typer.Exit(outcome.code)
 
 
 def _of_run(row: RunRow, ceiling: str | None, pause: bool | None) -> Iterator[Change]:

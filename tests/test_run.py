@@ -1,0 +1,447 @@
+"""``pacer run`` as a person uses it: stock scripts that know nothing of us, against a server on loopback."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import termios
+import textwrap
+import time
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pacer import Pacer
+from pacer.cli import run, tally
+from tests.servers import CHAT, Connection, Server, answer_json, whole
+
+ROOT = Path(__file__).parent.parent
+NUMBERS = re.compile(r"pacer: (\d+) calls, (\d+) tokens spent, (\d+) unknown, (\d+) refused, waited ([\d.]+) s\n")
+
+OPENAI = """
+import sys, openai
+client = openai.OpenAI(api_key="k", base_url=URL + "/v1", max_retries=0)
+for _ in range(int(sys.argv[1])):
+    try:
+        answer = client.chat.completions.create(model="m", max_tokens=10, messages=[{"role": "user", "content": "Hi"}])
+        print(answer.usage.total_tokens, flush=True)
+    except openai.APIStatusError as error:
+        print(error.status_code, flush=True)
+"""
+ANTHROPIC = """
+import asyncio, anthropic
+async def main():
+    async with anthropic.AsyncAnthropic(api_key="k", base_url=URL, max_retries=0) as client:
+        answer = await client.messages.create(model="m", max_tokens=10, messages=[{"role": "user", "content": "Hi"}])
+        print(answer.usage.input_tokens + answer.usage.output_tokens)
+asyncio.run(main())
+"""
+# A call without an SDK, which takes long to import.
+HTTPX = """
+import httpx
+def call(_=None):
+    body = {"model": "m", "max_tokens": 10, "messages": [{"role": "user", "content": "Hi"}]}
+    return httpx.post(URL + "/v1/chat/completions", json=body, timeout=30).status_code
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A provider that bills 30 tokens a call, in OpenAI's way and Anthropic's."""
+
+    def play(connection: Connection) -> None:
+        while (request := connection.read()) is not None:
+            bill = None if CHAT in request[0] else {"input_tokens": 20, "output_tokens": 10}
+            more = {} if bill is None else {"type": "message", "role": "assistant", "content": []}
+            connection.write(whole(answer_json(bill, **more), "content-type: application/json"))
+
+    with Server(play) as provider:
+        yield provider
+
+
+@pytest.fixture
+def script(tmp_path: Path, server: Server) -> Any:
+    """Writes a program to a file, and gives its path."""
+
+    def write(code: str, name: str = "program.py") -> str:
+        path = tmp_path / name
+        path.write_text(f"URL = {server.url!r}\n{textwrap.dedent(code)}")
+        return str(path)
+
+    return write
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+
+
+def paced(*words: str, python: str = sys.executable, **variables: str) -> subprocess.CompletedProcess[str]:
+    """``pacer run`` with these words."""
+    command = [python, "-m", "pacer.cli", "run", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**variables), timeout=60)
+
+
+def started(*words: str, **pipes: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pacer.cli", "run", *words]
+    return subprocess.Popen(command, text=True, env=environment(), **pipes)
+
+
+def numbers(stderr: str) -> tuple[int, int, int, int]:
+    """Calls, spent, unknown, refused of the only line."""
+    found = NUMBERS.fullmatch(stderr)
+    assert found is not None, stderr
+    return int(found[1]), int(found[2]), int(found[3]), int(found[4])
+
+
+# -------------------------------------------------------------------- paced
+
+
+def test_a_stock_openai_script_is_capped_and_the_receipt_is_the_bill(script):
+    done = paced("--ceiling", "100", "--", sys.executable, script(OPENAI), "3")
+    assert (done.returncode, done.stdout) == (0, "30\n30\n402\n")
+    assert numbers(done.stderr) == (2, 60, 0, 1)
+
+
+def test_a_stock_anthropic_script_is_metered(script):
+    done = paced("--", sys.executable, script(ANTHROPIC))
+    assert (done.returncode, done.stdout) == (0, "30\n")
+    assert numbers(done.stderr) == (1, 30, 0, 0)
+
+
+def test_a_rate_makes_it_wait_and_the_receipt_says_how_long(script):
+    done = paced("--tokens-per-second", "40", "--burst", "1", "--", sys.executable, "-c", HTTPX_TWICE % script(HTTPX))
+    found = NUMBERS.fullmatch(done.stderr)
+    assert found is not None, done.stderr
+    assert float(found[5]) > 0
+
+
+HTTPX_TWICE = "import runpy; call = runpy.run_path(%r)['call']; print(call(), call())"
+
+
+def test_without_pacer_run_the_script_is_as_it_was(script):
+    """Nothing of ours is in a Python that was not started by ``pacer run``; under it the same bytes come out."""
+    program = script(OPENAI)
+    plain = subprocess.run([sys.executable, program, "2"], capture_output=True, env=environment(), timeout=60)
+    done = paced("--quiet", "--", sys.executable, program, "2")
+    assert (done.returncode, done.stdout.encode(), done.stderr.encode()) == (
+        plain.returncode,
+        plain.stdout,
+        plain.stderr,
+    )
+    code = "import sys; print([name for name in sys.modules if 'pacer' in name or name == 'sitecustomize'])"
+    bare = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert bare.stdout == "[]\n"
+
+
+def test_nothing_is_loaded_in_a_python_that_makes_no_calls():
+    code = "import sys; print([name for name in sys.modules if name.startswith(('pacer', 'transports', 'pydantic'))])"
+    assert paced("--", sys.executable, "-c", code).stdout == "[]\n"
+
+
+FAMILY = """
+import multiprocessing, subprocess, sys
+if __name__ == "__main__":
+    print(call())
+    subprocess.run([sys.executable, "-c", "import runpy; print(runpy.run_path(%r)['call']())" % sys.argv[1]])
+    for method in ("fork", "spawn"):
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            print(pool.map(call, [1, 2]))
+"""
+
+
+def test_children_of_every_kind_share_one_ceiling(script, tmp_path):
+    """Also those of a pool, which are ended by a signal: their refusals are told."""
+    words = ("--ceiling", "130", "--", sys.executable, script(HTTPX + FAMILY), script(HTTPX, "call.py"))
+    done = paced(*words)
+    assert done.stdout == "200\n200\n[200, 402]\n[402, 402]\n"
+    assert numbers(done.stderr) == (3, 90, 0, 3)
+
+
+def test_the_run_of_the_environment_goes_on_and_only_what_is_new_is_told(script, tmp_path):
+    store = f"sqlite:{tmp_path / 'books.db'}"
+    words = ("--ceiling", "1k", "--", sys.executable, "-c", HTTPX_TWICE % script(HTTPX))
+    for _ in range(2):
+        done = paced(*words, PACER_STORE=store, PACER_RUN="nightly")
+        assert numbers(done.stderr) == (2, 60, 0, 0)
+    budget = Pacer(store=store, run="nightly")
+    assert (budget.status().spent, budget.status().ceiling) == (120, 1_000)
+    budget.close()
+
+
+def test_an_option_wins_over_its_variable(script):
+    words = ("--ceiling", "0", "--", sys.executable, "-c", HTTPX_TWICE % script(HTTPX))
+    for name in ("PACER_CEILING", "pacer_ceiling"):
+        assert paced(*words, **{name: "1M"}).stdout == "402 402\n"
+
+
+def test_its_own_store_is_private_and_gone_afterwards(tmp_path):
+    code = (
+        "import os; place = os.environ['PACER_STORE'][7:]; print(oct(os.stat(os.path.dirname(place)).st_mode), place)"
+    )
+    mode, place = paced("--", sys.executable, "-c", code, TMPDIR=str(tmp_path)).stdout.split()
+    assert mode == "0o40700"
+    assert Path(place).is_relative_to(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -------------------------------------------------------------------- beside others
+
+
+def test_an_existing_sitecustomize_is_run_as_if_it_were_the_only_one(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os; 'TOKEN_PACER_TALLY' in os.environ and print('theirs', __name__)"
+    )
+    code = "import sitecustomize; print(sitecustomize.__file__)"
+    done = paced("--quiet", "--", sys.executable, "-c", code, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert done.stdout == f"theirs sitecustomize\n{tmp_path / 'sitecustomize.py'}\n"
+
+
+def test_a_sitecustomize_that_fails_fails_as_it_does_without_us(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("raise RuntimeError('theirs')")
+    there = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    plain = subprocess.run([sys.executable, "-c", ""], capture_output=True, text=True, env=environment(**there))
+    assert "theirs" in plain.stderr
+    with_ours = paced("--quiet", "--", "sh", "-c", 'exec "$0" -c ""', sys.executable, **there)
+    assert plain.stderr.strip() in with_ours.stderr
+
+
+def test_a_script_that_becomes_python_is_covered(script, tmp_path):
+    """As ``uv run`` does it."""
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text('#!/bin/sh\nexec "$@"\n')
+    wrapper.chmod(0o755)
+    done = paced("--", str(wrapper), sys.executable, "-c", HTTPX_TWICE % script(HTTPX), PYTHONSAFEPATH="1")
+    assert numbers(done.stderr) == (2, 60, 0, 0)
+
+
+def test_a_module_is_covered(script, tmp_path):
+    script(HTTPX + "print(call())", "agents.py")
+    done = paced("--", sys.executable, "-m", "agents", PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
+    assert numbers(done.stderr) == (1, 30, 0, 0)
+
+
+def test_a_virtual_environment_without_us_is_named(tmp_path):
+    """It has no token-pacer, so its calls are not paced: that is said, and does it no harm."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    (tmp_path / "httpx.py").write_text("print('theirs')")
+    code = f"import sys; sys.path[:] = [p for p in sys.path if p != {str(ROOT)!r}] + [{str(tmp_path)!r}]; import httpx"
+    done = paced("--ceiling", "5", "--", str(python), "-c", code)
+    assert done.stdout == "theirs\n"
+    assert f"calls of {python} were NOT PACED: token-pacer is not installed there" in done.stderr
+
+
+# -------------------------------------------------------------------- what is said
+
+
+def test_a_command_without_python_is_told():
+    done = paced("--", "sh", "-c", "exit 5")
+    assert done.returncode == 5
+    assert done.stderr.startswith("pacer: no Python of this command was paced: ")
+    assert "not covered" in done.stderr
+    assert paced("--quiet", "--", "true").stderr == ""
+
+
+@pytest.mark.parametrize("word", ["-E", "-I"])
+def test_a_python_that_does_not_look_at_its_environment_is_told(word):
+    assert "no Python of this command was paced" in paced("--", sys.executable, word, "-c", "").stderr
+
+
+def test_limits_that_met_no_call_are_told_in_capitals():
+    assert paced("--ceiling", "5k", "--", sys.executable, "-c", "").stderr == "pacer: NO MODEL CALL WAS SEEN\n"
+    assert numbers(paced("--", sys.executable, "-c", "").stderr) == (0, 0, 0, 0)
+
+
+def test_books_that_are_gone_at_the_end_are_told():
+    code = "import os; os.remove(os.environ['PACER_STORE'][7:])"
+    done = paced("--", sys.executable, "-c", code)
+    assert done.returncode == 0
+    assert done.stderr.startswith("pacer: what was spent cannot be told: the store ")
+
+
+def test_a_program_that_has_a_budget_of_ours_shares_the_run(script):
+    code = (
+        HTTPX
+        + """
+from transports import BudgetTransport
+client = httpx.Client(transport=BudgetTransport())
+body = {"model": "m", "max_tokens": 10, "messages": [{"role": "user", "content": "Hi"}]}
+print(client.post(URL + "/v1/chat/completions", json=body).extensions["pacer"].charged, call())
+"""
+    )
+    done = paced("--ceiling", "1k", "--", sys.executable, script(code))
+    assert done.stdout == "30 200\n"
+    assert numbers(done.stderr) == (2, 60, 0, 0)
+
+
+def test_a_refusal_can_fail_a_command_that_succeeded(script):
+    ask = ("--", sys.executable, "-c", HTTPX_TWICE % script(HTTPX))
+    assert paced("--fail-over-ceiling", "--ceiling", "0", *ask).returncode == run.REFUSED
+    assert paced("--fail-over-ceiling", "--ceiling", "1k", *ask).returncode == 0
+    failing = HTTPX_TWICE % script(HTTPX) + "; raise SystemExit(9)"
+    assert paced("--fail-over-ceiling", "--ceiling", "0", "--", sys.executable, "-c", failing).returncode == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "message"),
+    [
+        (("--celing", "5"), {}, "--ceiling"),
+        (("--ceiling", "much"), {}, "ceiling='much' is not accepted: give a whole number of tokens"),
+        (("--burst", "5"), {}, "burst=5 (PACER_BURST) needs a rate"),
+        ((), {"PACER_CELING": "5"}, "PACER_CELING is unknown: did you mean PACER_CEILING?"),
+        (("--store", "redis://127.0.0.1:1/0"), {}, "127.0.0.1:1"),
+    ],
+)
+def test_wrong_settings_are_told_before_the_command_starts(words, variables, message):
+    done = paced(*words, "--", sys.executable, "-c", "print('started')", **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+
+
+def test_limits_that_the_run_does_not_have_are_told_before_the_command_starts(tmp_path):
+    store = f"sqlite:{tmp_path / 'books.db'}"
+    Pacer(store=store, run="nightly", ceiling=50).close()
+    done = paced("--store", store, "--run", "nightly", "--ceiling", "60", "--", "echo", "started")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is open in its store with ceiling=50" in done.stderr
+
+
+# -------------------------------------------------------------------- the end of the command
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (("sh", "-c", "exit 42"), 42),
+        (("sh", "-c", "kill -KILL $$"), 128 + signal.SIGKILL),
+        (("no-such-command-anywhere",), run.NOT_FOUND),
+        (("/etc/hostname",), run.NOT_EXECUTABLE),
+    ],
+)
+def test_its_exit_code_is_ours(command, code):
+    assert paced("--quiet", "--", *command).returncode == code
+
+
+WAITS = """
+import signal, sys
+def heard(number, frame):
+    print("got", number, flush=True)
+    sys.exit(7)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    signal.signal(number, heard)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_is_passed_on_and_the_command_decides_what_becomes_of_it(number):
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with started("--ceiling", "5", "--", sys.executable, "-c", WAITS, **pipes) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(number)
+        out = child.stdout.readline()  # its input stays open until then
+        err = child.communicate(timeout=30)[1]
+    assert (child.returncode, out, err) == (7, f"got {int(number)}\n", "pacer: NO MODEL CALL WAS SEEN\n")
+
+
+def test_a_signal_that_ends_the_command_is_in_the_exit_code():
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with started("--", "sh", "-c", "echo ready; exec sleep 60", **pipes) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGTERM)
+        child.communicate(timeout=30)
+    assert child.returncode == 128 + signal.SIGTERM
+
+
+# -------------------------------------------------------------------- a terminal
+
+TALKS = """
+import os, signal, sys
+heard = []
+def interrupted(number, frame):
+    heard.append(number)
+    print("heard one", flush=True)
+signal.signal(signal.SIGINT, interrupted)
+signal.signal(signal.SIGUSR1, lambda number, frame: print("heard all", flush=True))
+print("tty", sys.stdin.isatty(), os.tcgetpgrp(0) == os.getpgrp(), flush=True)
+print("hello", input("name? "), flush=True)
+input("again? ")
+print("interrupts", len(heard), flush=True)
+"""
+
+
+class Terminal:
+    """A person at a terminal, where one program is in the foreground."""
+
+    def __init__(self, *words: str) -> None:
+        self.child, self.file = pty.fork()
+        if self.child == 0:
+            os.execve(sys.executable, [sys.executable, "-m", "pacer.cli", "run", *words], environment(TERM="dumb"))
+        self.seen = ""
+        modes = termios.tcgetattr(self.file)
+        modes[3] |= termios.NOFLSH  # an interrupt would throw away what is on its way to us
+        termios.tcsetattr(self.file, termios.TCSANOW, modes)
+
+    def until(self, text: str) -> None:
+        """Read until this is there."""
+        give_up = time.monotonic() + 30
+        while text not in self.seen and time.monotonic() < give_up:
+            if select.select([self.file], [], [], 1.0)[0]:
+                self.seen += os.read(self.file, 4096).decode()
+        assert text in self.seen, self.seen
+
+    def type(self, keys: str) -> None:
+        os.write(self.file, keys.encode())
+
+    def end(self) -> int:
+        """The exit code."""
+        code = os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
+        os.close(self.file)
+        return code
+
+
+def test_an_interactive_program_has_the_terminal_and_hears_an_interrupt_once():
+    terminal = Terminal("--ceiling", "5", "--", sys.executable, "-c", TALKS)
+    terminal.until("name? ")
+    assert "tty True True" in terminal.seen
+    terminal.type("Ada\n")
+    terminal.until("hello Ada")
+    terminal.until("again? ")
+    os.kill(terminal.child, signal.SIGSTOP)  # two interrupts at the same time would look like one
+    terminal.type("\x03")
+    terminal.until("heard one")
+    os.kill(terminal.child, signal.SIGUSR1)  # is passed on after whatever else would be
+    os.kill(terminal.child, signal.SIGCONT)
+    terminal.until("heard all")
+    terminal.type("\n")
+    terminal.until("interrupts 1")
+    terminal.until("NO MODEL CALL WAS SEEN")
+    assert terminal.end() == 0
+
+
+# -------------------------------------------------------------------- what processes leave behind
+
+
+def test_the_tally_is_what_was_written_call_by_call(tmp_path, monkeypatch):
+    monkeypatch.setenv(tally.DIRECTORY, str(tmp_path))
+    assert tally.read(tmp_path) == tally.Tally(False, (), 0, 0, 0.0)
+    tally._write(1.5, False)
+    tally._write(0.0, True)
+    (tmp_path / tally.STARTED).touch()
+    assert tally.read(tmp_path) == tally.Tally(True, (), 2, 1, 1.5)
+    monkeypatch.setenv(tally.DIRECTORY, str(tmp_path / "gone"))
+    tally._write(1.0, False)
+    monkeypatch.delenv(tally.DIRECTORY)
+    tally._write(1.0, False)
+    assert tally.read(tmp_path).seen == 2
