@@ -23,6 +23,8 @@ from pacer import Pacer
 from pacer.cli import run, tally
 from tests.servers import CHAT, Connection, Server, answer_json, whole
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parent.parent
 NUMBERS = re.compile(r"pacer: (\d+) calls, (\d+) tokens spent, (\d+) unknown, (\d+) refused, waited ([\d.]+) s\n")
 
