@@ -24,7 +24,7 @@ import msgspec
 import tenacity
 
 from pacer.admission import Admission
-from pacer.entry import Change, Limit, Look, Settle
+from pacer.entry import Answer, Change, Limit, Look, Settle
 from pacer.errors import StoreError
 from pacer.ledger import Account
 from pacer.shared import Receded, SharedAdmission
@@ -244,46 +244,40 @@ class SharedStore(MemoryStore):
             self._at_it.now = False
 
     def _exchange_batch(self, *, patient: bool) -> list[Callable[[], object]]:
-        """Write a batch and take in the answer; whom to tell that it is written. The wire is ours."""
+        """Write a batch and take in the answer; whom to tell that it is written. The wire is ours. Raises: Away."""
         batch = self._take_batch()
         try:
             answer = self._vault.exchange([posted.entry for posted in batch], patient=patient)
             limits = self._vault.limits() if answer.revision != self._shared.revision else None
-        except Forgotten as lost:
-            self._put_back(batch)
-            self._lose(lost.run, f"{lost}. {_GONE}")
-            return []
         except Away as error:
             self._put_back(batch)
             for posted in batch:
                 posted.is_doubtful = posted.is_doubtful or not isinstance(error, Busy)
             raise
-        except StoreError as error:
+        except Exception as error:  # whatever it is, it lets nothing go, and nobody hang
             self._put_back(batch)
-            self._lose("", str(error))
+            self._lose_for(error)
             return []
-        except Exception as error:  # an error of ours lets nothing go, and nobody hang
-            _log.exception("run %s: an exchange with its store failed", self.account.name)
-            self._put_back(batch)
-            self._lose("", f"an error of ours ({type(error).__name__}), see the log")
-            return []
+        self._take_in(batch, answer, limits)
+        return [posted.done for posted in batch if posted.done is not None]
+
+    def _take_in(self, batch: list[Posted], answer: Answer, limits: tuple[Limit, ...] | None) -> None:
         if not self._has_news:
             self._has_news = True
             self._ring()
+        receded = None
         with self._lock:
             now = self._clock()
-            lost_run = None
             try:
                 self._shared.take_in(batch, answer, now)
-            except Receded as lost:
-                lost_run = str(lost)
+            except Receded as error:
+                receded = error
                 self._admission.outbox.extendleft(reversed(batch))
             if limits is not None:
                 self._shared.see_limits(limits, answer.revision, now)
             self._take_told()
-        if lost_run is not None:
-            self._lose(lost_run, f"less was spent by its books than before. {_GONE}")
-        return [posted.done for posted in batch if posted.done is not None]
+        if receded is not None:
+            self._lose_for(receded)
 
     def _take_batch(self) -> list[Posted]:
         outbox = self._admission.outbox
@@ -298,8 +292,19 @@ class SharedStore(MemoryStore):
         self._decided += self._shared.told
         self._shared.told = []
 
-    def _lose(self, name: str, why: str) -> None:
-        """Nothing of a run (of all runs, without a name) is let go any more."""
+    def _lose_for(self, error: Exception) -> None:
+        """Nothing of a run (of all runs, where it names none) is let go any more."""
+        name = ""
+        match error:
+            case Forgotten():
+                name, why = error.run, f"{error}. {_GONE}"
+            case Receded():
+                name, why = str(error), f"less was spent by its books than before. {_GONE}"
+            case StoreError():
+                why = str(error)
+            case _:
+                why = f"an error of ours ({type(error).__name__}), see the log"
+                _log.error("run %s: an exchange with its store failed", self.account.name, exc_info=error)
         with self._lock:
             self._shared.lose(name, why, self._clock())
             self._take_told()
@@ -331,10 +336,8 @@ class SharedStore(MemoryStore):
                 self._exchange(patient=True)
                 try:
                     self._renew()
-                except Forgotten as lost:
-                    self._lose(lost.run, f"{lost}. {_GONE}")
-                except StoreError as error:
-                    self._lose("", str(error))
+                except (Forgotten, StoreError) as error:
+                    self._lose_for(error)
                 self._look_around()
         self._come_back()
         now = self._clock()
