@@ -369,7 +369,7 @@ def test_a_signal_that_ends_the_command_is_in_the_exit_code():
 # -------------------------------------------------------------------- a terminal
 
 TALKS = """
-import os, signal, sys
+import os, select, signal, sys
 heard = []
 def interrupted(number, frame):
     heard.append(number)
@@ -378,7 +378,10 @@ signal.signal(signal.SIGINT, interrupted)
 signal.signal(signal.SIGUSR1, lambda number, frame: print("heard all", flush=True))
 print("tty", sys.stdin.isatty(), os.tcgetpgrp(0) == os.getpgrp(), flush=True)
 print("hello", input("name? "), flush=True)
-input("again? ")
+print("again? ", end="", flush=True)
+while not select.select([0], [], [], 0.05)[0]:  # input() may hear of a signal only after the next line
+    pass
+sys.stdin.readline()
 print("interrupts", len(heard), flush=True)
 """
 
