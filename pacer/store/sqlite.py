@@ -82,6 +82,7 @@ class SqliteVault:
         self._status = ""
         self._lived_at = -math.inf
         self._books: sqlite3.Connection | None = None
+        self._closing: weakref.finalize[..., SqliteVault] | None = None
         self._place: _Place | None = None
         self._lock = threading.Lock()  # tells a fork that it would hit a transaction
         _vaults.add(self)
@@ -154,6 +155,8 @@ class SqliteVault:
         if self._books is not None:  # a fork that Python was not told of before
             _inherited.append(self._books)
             self._books = None
+            if self._closing is not None:
+                self._closing.detach()
 
     def close(self) -> None:
         """Close the connection; a further call opens another one."""
@@ -252,6 +255,7 @@ class SqliteVault:
             self._books = sqlite3.connect(
                 f"file:{quote(self._path)}?mode=rw", timeout=0, isolation_level=None, check_same_thread=False, uri=True
             )
+            self._closing = weakref.finalize(self, self._books.close)  # who drops a vault closes it
         try:
             self._set_up(self._books)
         except BaseException:
@@ -260,9 +264,9 @@ class SqliteVault:
         return self._books
 
     def _disconnect(self) -> None:
-        books, self._books = self._books, None
-        if books is not None:
-            books.close()
+        if self._books is not None and self._closing is not None:
+            self._books = None
+            self._closing()
 
     def _is_in_place(self) -> bool:
         try:
