@@ -256,6 +256,7 @@ class SqliteVault:
                 f"file:{quote(self._path)}?mode=rw", timeout=0, isolation_level=None, check_same_thread=False, uri=True
             )
             self._closing = weakref.finalize(self, self._books.close)  # who drops a vault closes it
+            self._closing.atexit = False  # then a store may still have something to write
         try:
             self._set_up(self._books)
         except BaseException:
