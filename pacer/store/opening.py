@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from pacer.admission import Admission
 from pacer.entry import Change, Limit
@@ -25,31 +26,13 @@ BURST_SECONDS = 10.0
 def open_store(chosen: Settings, clock: Callable[[], float]) -> Store:
     """The store for a pacer with these settings. Raises: StoreError, LimitsConflict."""
     if chosen.store == "memory:":
-        account = _account(chosen, chosen.ceiling)
-        return MemoryStore(
-            Admission(
-                account,
-                gates_of(limits_of(chosen), clock()),
-                max_wait=chosen.max_wait,
-                may_wait=chosen.on_limit == "wait",
-                spawn_threshold=chosen.spawn_threshold,
-                order=chosen.order,
-            ),
-            clock,
-        )
+        gates = gates_of(limits_of(chosen), clock())
+        return MemoryStore(Admission(_account(chosen, chosen.ceiling), gates, **_rules(chosen)), clock)
     vault = vault_of(chosen)
     opened = _opened(vault, chosen)
-    admission = SharedAdmission(
-        _account(chosen, opened.run.ceiling),
-        gates_of(opened.limits, clock()),
-        vault.member,
-        max_wait=chosen.max_wait,
-        may_wait=chosen.on_limit == "wait",
-        spawn_threshold=chosen.spawn_threshold,
-        order=chosen.order,
-    )
+    account, gates = _account(chosen, opened.run.ceiling), gates_of(opened.limits, clock())
     store = SharedStore(
-        admission,
+        SharedAdmission(account, gates, vault.member, **_rules(chosen)),
         vault,
         opened.limits,
         Journal(f"{shown('store', chosen.store)} {chosen.run}", vault.member),
@@ -61,6 +44,16 @@ def open_store(chosen: Settings, clock: Callable[[], float]) -> Store:
     store.see(opened)
     store.work_off_the_dead()
     return store
+
+
+def _rules(chosen: Settings) -> dict[str, Any]:
+    """What a process decides by, whatever its store."""
+    return {
+        "max_wait": chosen.max_wait,
+        "may_wait": chosen.on_limit == "wait",
+        "spawn_threshold": chosen.spawn_threshold,
+        "order": chosen.order,
+    }
 
 
 def vault_of(chosen: Settings) -> Vault:
