@@ -27,7 +27,8 @@ from pacer.admission import Admission
 from pacer.entry import Answer, Change, Limit, Look, Settle
 from pacer.errors import StoreError
 from pacer.ledger import Account
-from pacer.shared import Receded, SharedAdmission
+from pacer.share import Receded
+from pacer.shared import SharedAdmission
 from pacer.store.journal import Journal
 from pacer.store.memory import MemoryStore
 from pacer.store.vault import Away, Busy, Forgotten, Opened, Vault
@@ -216,7 +217,7 @@ class SharedStore(MemoryStore):
             return  # further up in this thread it is looked at again
         if self._away_since is not None or self._shared.has_passed:
             self._keep()
-        is_little = len(self._admission.outbox) <= MOST_OF_CALLERS
+        is_little = 0 < len(self._admission.outbox) <= MOST_OF_CALLERS
         if is_little and self._vault.is_quick and self._away_since is None:
             with suppress(Away):  # the clerk has more time
                 self._exchange(patient=False)
