@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
 from pacer import ledger, verdict
 from pacer.admission import Admission
+from pacer.delay import Delays
 from pacer.entry import (
     SUMS,
     Answer,
@@ -40,7 +40,7 @@ from pacer.fair import Turn
 from pacer.ledger import Account
 from pacer.share import Share
 from pacer.ticket import Gate, Posted, Reservation, Ticket
-from pacer.usage import Kind, Settlement, Usage, Wait, Waiting
+from pacer.usage import Settlement, Usage, Wait, Waiting
 
 FRESH_SECONDS = 0.05
 """What was seen of a run so long ago is looked at again before somebody waits or is refused for it."""
@@ -50,16 +50,6 @@ WAITS_TOLD = 20
 """What a process tells of itself, to be shown elsewhere, holds no more agents and no more of those who wait."""
 
 _OF_USAGE = ("input", "output", "cached", "written", "reasoning")
-
-
-class _Delay(msgspec.Struct, frozen=True):
-    """Until when a call waits that took more than there was of one rate: ``gate``, if nothing else delays it; and what
-    had been given back to that rate then.
-    """
-
-    until: float
-    gate: Gate | None
-    refunds: int
 
 
 class SharedAdmission(Admission):
@@ -76,8 +66,7 @@ class SharedAdmission(Admission):
         """Who was answered: to be woken even if nobody waits in line."""
         self._lost: dict[Account, str] = {}
         self._share = Share()
-        self._delayed: dict[Ticket, _Delay] = {}
-        self._refunds: dict[Kind, int] = {}
+        self._delayed = Delays()
         self._debtor: Reservation | None = None
         self._unheld: set[Reservation] = set()
         self._claims: set[Account] = set()
@@ -171,7 +160,7 @@ class SharedAdmission(Admission):
         for gate in self.gates:
             if gate.kind in answer.levels:
                 gate.bucket.set_level(answer.levels[gate.kind] - self._on_the_way(gate), now)
-        self._refunds = answer.refunds
+        self._delayed.refunds = answer.refunds
         for name, books in answer.runs.items():
             if (run := self.register.known(name)) is not None:
                 self._see(run, books, now)
@@ -222,22 +211,10 @@ class SharedAdmission(Admission):
         if held.seconds > 0.0:
             ticket.wait = Wait(held.limit, held.seconds)
             ticket.position = ticket.position or 1
-            self._delayed[ticket] = self._delay(place, held, now)
+            self._delayed.add(ticket, place.gates, held, now)
             self._count_delayed(ticket, 1)
         else:
             self._let_in(ticket, place, now, now - ticket.since if ticket.position else 0.0)
-
-    def _delay(self, place: Reservation, held: Held, now: float) -> _Delay:
-        """What others give back shortens it; where several rates are short, nobody knows by how much."""
-        short = [gate for gate in place.gates if gate.bucket.wait_seconds(0.0, now) > 0.0]
-        gate = short[0] if len(short) == 1 and short[0].limit == held.limit else None
-        return _Delay(now + held.seconds, gate, self._refunds.get(gate.kind, 0) if gate else 0)
-
-    def _acts_at(self, ticket: Ticket) -> float:
-        delay = self._delayed[ticket]
-        if delay.gate is None:
-            return delay.until
-        return delay.until - (self._refunds.get(delay.gate.kind, 0) - delay.refunds) / delay.gate.bucket.per_second
 
     def _let_in(self, ticket: Ticket, place: Reservation, now: float, waited_seconds: float) -> None:
         super()._let_in(ticket, place, now, waited_seconds)
@@ -325,13 +302,13 @@ class SharedAdmission(Admission):
     def _waits(self, account: Account, now: float) -> Iterator[Waiting]:
         for ticket in self._delayed:
             if account in ticket.account.path and ticket.wait is not None:
-                yield self._waiting(ticket, Wait(ticket.wait.limit, self._acts_at(ticket) - now), now)
+                yield self._waiting(ticket, Wait(ticket.wait.limit, self._delayed.acts_at(ticket) - now), now)
         yield from super()._waits(account, now)
 
     def pump(self, now: float) -> list[Ticket]:
         """Decide on everybody who can be decided now; see :meth:`pacer.admission.Admission.pump`."""
-        for ticket in list(self._delayed):
-            acts_at = self._acts_at(ticket)
+        for ticket in self._delayed:
+            acts_at = self._delayed.acts_at(ticket)
             if acts_at <= now or (ticket.deadline is not None and acts_at > ticket.deadline):
                 self._end_delay(ticket, acts_at - now, now)
         decided = super().pump(now)
@@ -346,7 +323,9 @@ class SharedAdmission(Admission):
     def next_due(self, now: float) -> tuple[Ticket, float] | None:
         """Whose case time alone changes first, and when."""
         due = super().next_due(now)
-        dues = [(ticket, self._acts_at(ticket)) for ticket in self._delayed] + ([due] if due is not None else [])
+        dues = [(ticket, self._delayed.acts_at(ticket)) for ticket in self._delayed] + (
+            [due] if due is not None else []
+        )
         return min(dues, key=lambda due: due[1], default=None)
 
     def needed(self, run: Account) -> int:
@@ -386,7 +365,7 @@ class SharedAdmission(Admission):
         self._decided.append(ticket)
 
     def _stop_delay(self, ticket: Ticket) -> None:
-        del self._delayed[ticket]
+        self._delayed.remove(ticket)
         self._count_delayed(ticket, -1)
 
     def _count_delayed(self, ticket: Ticket, number: int) -> None:
@@ -477,14 +456,7 @@ class SharedAdmission(Admission):
         """The rates have been changed."""
         self.revision = revision
         super().set_limits(limits, now)
-        rates = {gate.kind: gate for gate in self.gates}
-        for ticket, delay in self._delayed.items():
-            if delay.gate is None:
-                continue
-            until, gate = now, rates.get(delay.gate.kind)
-            if gate is not None:
-                until += (self._acts_at(ticket) - now) * delay.gate.bucket.per_second / gate.bucket.per_second
-            self._delayed[ticket] = _Delay(until, gate, self._refunds.get(delay.gate.kind, 0))
+        self._delayed.change(self.gates, now)
 
     # ---------------------------------------------------------------- a store that is away, or has forgotten
 
