@@ -176,12 +176,7 @@ class SharedStore(MemoryStore):
             self._take_told()
 
     def _write_the_rest(self, vault: Vault) -> None:
-        for attempt in tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(Away),
-            wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.25),
-            stop=tenacity.stop_after_delay(self._grace),
-            reraise=True,
-        ):
+        for attempt in attempts(self._grace):
             with attempt:
                 while self._admission.outbox:
                     _tell(self._exchange_batch(patient=True))
@@ -433,6 +428,16 @@ class SharedStore(MemoryStore):
         self._journal.after_fork(self._vault.member)
         self._shared.forget_the_living()
         _close_with_process(self)
+
+
+def attempts(grace: float) -> tenacity.Retrying:
+    """Attempts at what a vault does, as long as it is away and for ``grace`` seconds. The last one raises: Away."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(Away),
+        wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.25),
+        stop=tenacity.stop_after_delay(grace),
+        reraise=True,
+    )
 
 
 def _leave(vault: Vault) -> None:
