@@ -16,7 +16,7 @@ from pacer.cli.screen import plain
 WIDE, HIGH = 1_000, 100
 """The units of a plot, whatever its size on the screen."""
 MOST_TICKS = 7
-LONGEST_TEXT = 200
+LONGEST_TEXT = 400
 _TIMES = (
     0.1,
     0.2,

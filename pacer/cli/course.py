@@ -107,9 +107,9 @@ def _moments(call: Call, started_at: float, seconds: float) -> tuple[float, floa
 
 
 def _told(waits: dict[str, _Spread]) -> dict[str, list[float]]:
-    ranked = sorted(waits, key=lambda limit: -waits[limit].total)
+    ranked = sorted(waits.keys() - {OTHERS}, key=lambda limit: (-waits[limit].total, limit))
     told = {limit: waits[limit].a_second() for limit in ranked[:LIMITS_TOLD]}
-    rest = [waits[limit].a_second() for limit in ranked[LIMITS_TOLD:]]
+    rest = [waits[limit].a_second() for limit in waits.keys() - told.keys()]
     if rest:
         told[OTHERS] = [sum(step) for step in zip(*rest, strict=True)]
     return told

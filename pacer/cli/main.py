@@ -171,9 +171,8 @@ def run_command(
     asked = {name: text for name, text in given.items() if text is not None}
     with _errors_told():
         outcome = runner.run(command, asked, fails_over_ceiling=fail_over_ceiling, receipt=receipt, report=report)
-    if not quiet:
-        for line in outcome.lines:
-            typer.echo(f"pacer: {screen.plain(line)}", err=True)
+    for line in (*(() if quiet else outcome.lines), *outcome.errors):
+        typer.echo(f"pacer: {screen.plain(line)}", err=True)
     raise typer.Exit(outcome.code)
 
 

@@ -14,8 +14,8 @@ class Outfile:
     """The file that ``option`` names; it appears, or changes, whole. Raises: SettingsError if it cannot be written."""
 
     def __init__(self, option: str, named: str) -> None:
-        self.path = Path(os.path.realpath(named))  # what a link leads to is replaced, not the link
         try:
+            self.path = Path(os.path.realpath(named))  # what a link leads to is replaced, not the link
             if self.path.exists() and not self.path.is_file():
                 raise OSError(0, "it is no file")
             self._part().unlink()

@@ -56,7 +56,7 @@ def _sections(receipt: Receipt, course: Course, before: Books) -> Iterator[Eleme
     if receipt.is_unseen:
         yield tag("p", "NO MODEL CALL WAS SEEN", class_="loud")
     if notes := [*_notes(receipt)]:
-        yield tag("ul", *(tag("li", shown(note, 400)) for note in notes), class_="notes")
+        yield tag("ul", *(tag("li", note) for note in notes), class_="notes")
     yield _tiles(receipt)
     if receipt.books is not None and receipt.books.spent + receipt.books.unknown:
         yield _classes(receipt.books)

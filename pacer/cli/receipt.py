@@ -416,20 +416,17 @@ def remarks(receipt: Receipt) -> Iterator[str]:
         yield f"{receipt.failed:,} calls failed and cost nothing: they were not sent, or the provider said no"
     if receipt.given_up:
         yield f"{receipt.given_up:,} calls were given up while they waited"
-    for part in receipt.others:
+    for part in receipt.others[:NAMED]:
         yield (
             f"a budget of the program's own, run {_cut(part.name)}: {part.calls:,} calls, {part.spent:,} tokens spent, "
             f"{part.unknown:,} unknown, {part.refused:,} refused; they are in no other number"
         )
-    if receipt.calls_untold > 0 or receipt.tokens_untold > 0:
+    if len(receipt.others) > NAMED:
+        yield f"and {len(receipt.others) - NAMED:,} more budgets of the program's own"
+    if receipt.calls_untold or receipt.tokens_untold:
         yield (
-            f"the books have {receipt.calls_untold:,} calls and {receipt.tokens_untold:,} tokens that no process of "
-            f"this command told of: one was killed, or others use the run"
-        )
-    elif receipt.calls_untold < 0 or receipt.tokens_untold < 0:
-        yield (
-            f"processes told of {-receipt.calls_untold:,} calls and {-receipt.tokens_untold:,} tokens that are not in "
-            f"the books"
+            f"the books differ from what the processes told by {receipt.calls_untold:+,} calls and "
+            f"{receipt.tokens_untold:+,} tokens: one was killed, or others use the run"
         )
     if receipt.unreadable:
         yield f"{receipt.unreadable:,} records of calls could not be read"

@@ -44,10 +44,11 @@ _SI_KERNEL = 0x80
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How the command ended: its exit code, and the lines to be told."""
+    """How the command ended: its exit code, the lines to be told, and what went wrong with the files asked for."""
 
     code: int
     lines: tuple[str, ...]
+    errors: tuple[str, ...]
 
 
 class Outfiles(msgspec.Struct, frozen=True):
@@ -101,8 +102,8 @@ def run(
         )
         if fails_over_ceiling and code == 0 and made.refused + made.refused_by_others:
             made = replace(made, exit_code=REFUSED)
-        lines = (*receipts.lines(made), *_written(made, directory, before, asked))
-    return Outcome(made.exit_code, lines)
+        errors = tuple(_written(made, directory, before, asked))
+    return Outcome(made.exit_code, tuple(receipts.lines(made)), errors)
 
 
 @contextmanager

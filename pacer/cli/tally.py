@@ -89,7 +89,7 @@ def begin() -> None:
 
     auto.install()
     directory = os.environ.get(DIRECTORY)
-    if directory is not None:
+    if directory is not None and not any(isinstance(listener, _Writer) for listener in telemetry.listeners):
         telemetry.listeners.append(_Writer(Path(directory)))
 
 
@@ -162,7 +162,7 @@ def read(directory: Path) -> Tally:
 def calls(directory: Path) -> Iterator[Call | None]:
     """All calls, in the order of their ends; ``None`` for a line that is not one of ours, or broken."""
     decoder = msgspec.json.Decoder(Call)
-    with suppress(FileNotFoundError), (directory / CALLS).open("rb") as file:
+    with suppress(OSError), (directory / CALLS).open("rb") as file:
         while line := file.readline(LONGEST_LINE_BYTES):
             try:
                 yield decoder.decode(line)
