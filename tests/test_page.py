@@ -210,7 +210,7 @@ def test_numbers_are_short():
     assert moment(0.5, 3, 0.5) == "0.5 s"
     assert [moment(seconds, 60) for seconds in (0, 59.6)] == ["0 s", "60 s"]
     assert [moment(seconds, 600) for seconds in (90, 600)] == ["1:30 min", "10:00 min"]
-    assert [moment(seconds, 7_200, 1_800) for seconds in (1_800, 7_200)] == ["30 min", "120 min"]
+    assert [moment(seconds, 7_199, 1_800) for seconds in (1_800, 5_400)] == ["30 min", "90 min"]
     assert [moment(seconds, 36_000, 3_600) for seconds in (3_600, 36_000)] == ["1 h", "10 h"]
     assert moment(5_400, 36_000) == "1:30 h"
 

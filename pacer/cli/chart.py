@@ -86,7 +86,7 @@ def moment(seconds: float, of: float, step: float = 1.0) -> str:
     whole = round(seconds)
     if of <= 120:
         return f"{whole} s"
-    unit, size = ("min", 60) if of <= 7_200 else ("h", 3_600)
+    unit, size = ("min", 60) if of < 7_200 else ("h", 3_600)
     rest = whole % size * 60 // size
     return f"{whole // size:,} {unit}" if step % size == 0 else f"{whole // size:,}:{rest:02} {unit}"
 
@@ -208,7 +208,10 @@ def _add_times(svg: Element, frame: Element, seconds: float) -> None:
     for number in range(int(seconds / step + 1e-9) + 1 if seconds else 1):
         x = WIDE * number * step / seconds if seconds else 0.0
         SubElement(svg, "line", {"class": "grid", "x1": _short(x), "x2": _short(x), "y1": "0", "y2": str(HIGH)})
-        axis.append(tag("span", moment(number * step, seconds, step), style=f"left:{_short(x / WIDE * 100)}%"))
+        told = tag("span", moment(number * step, seconds, step), style=f"left:{_short(x / WIDE * 100)}%")
+        if x > 0.96 * WIDE:
+            told.set("class", "last")
+        axis.append(told)
     frame.append(axis)
 
 
