@@ -159,12 +159,11 @@ def test_what_does_not_add_up_is_told():
         books=Books(calls=3, spent=30, unknown=500),
     )
     assert lines[2:] == [
-        "1 calls failed and cost nothing: they were not sent, or the provider said no",
-        "a budget of the program's own, run x: 1 calls, 30 tokens spent, 0 unknown, 0 refused; they are in no other "
-        "number",
+        "calls that failed and cost nothing (not sent, or the provider said no): 1",
+        "a budget of the program's own, run x, in no other number: calls 1, spent 30, unknown 0, refused 0",
         "the books differ from what the processes told by +2 calls and +500 tokens: one was killed, or others use the "
         "run",
-        "1 records of calls could not be read",
+        "records of calls that could not be read: 1",
     ]
 
 

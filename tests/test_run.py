@@ -401,7 +401,7 @@ def test_what_is_written_among_the_records_by_others_breaks_nothing(script, tmp_
     done = paced("--", sys.executable, "-c", code + HTTPX_TWICE % script(HTTPX))
     assert "pacer: boto3 \\x1b[2J passes by\n" in done.stderr
     assert "pacer: 2 calls, 60 tokens spent, 0 unknown, 0 refused, waited 0.0 s\n" in done.stderr
-    assert "pacer: 2 records of calls could not be read\n" in done.stderr
+    assert "pacer: records of calls that could not be read: 2\n" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -428,11 +428,11 @@ def test_a_file_that_cannot_be_written_in_the_end_is_told_even_if_nothing_else_i
 FLEET = """
 import asyncio, httpx2, openai
 async def agent(client, number):
-    text = f"You are agent number {number} of a fleet. Tell the weather at the harbour in one word, please. " * 3
+    text = f"You are agent number {number} of a fleet. Tell the weather at the harbour in one word, please."
     for _ in range(2):
         try:
             await client.chat.completions.create(
-                model="gemma", max_tokens=16, messages=[{"role": "user", "content": text}],
+                model="gemma", max_tokens=8, messages=[{"role": "user", "content": text}],
                 extra_headers={"x-pacer-agent": f"agent-{number}"},
             )
         except openai.APIStatusError as error:
@@ -452,12 +452,12 @@ def test_the_receipt_of_twenty_agents_is_the_bill_of_a_real_model(tmp_path):
     with ModelServer() as model:
         (tmp_path / "fleet.py").write_text(f"URL = {model.url!r}\n{FLEET}")
         files = ("--receipt", str(tmp_path / "r.json"), "--report", str(tmp_path / "r.html"))
-        limits = ("--ceiling", "2k", "--tokens-per-second", "500", "--burst", "300")
+        limits = ("--ceiling", "1k", "--tokens-per-second", "300", "--burst", "200")
         done = paced(*limits, *files, "--", sys.executable, str(tmp_path / "fleet.py"))
         bill = model.tokens_served()
     made = json.loads((tmp_path / "r.json").read_text())
     assert (made["books"]["spent"], made["books"]["unknown"], made["books"]["held"]) == (bill, 0, 0), done.stderr
-    assert 1_500 < bill <= 2_000
+    assert 750 < bill <= 1_000
     assert made["refused"] == done.stdout.count("402") > 0
     assert made["books"]["calls"] + made["refused"] == 40
     [booked] = made["runs"]

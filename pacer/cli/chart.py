@@ -17,29 +17,8 @@ WIDE, HIGH = 1_000, 100
 """The units of a plot, whatever its size on the screen."""
 MOST_TICKS = 7
 LONGEST_TEXT = 400
-_TIMES = (
-    0.1,
-    0.2,
-    0.5,
-    1,
-    2,
-    5,
-    10,
-    15,
-    30,
-    60,
-    120,
-    300,
-    600,
-    900,
-    1_800,
-    3_600,
-    7_200,
-    10_800,
-    21_600,
-    43_200,
-    86_400,
-)
+_MINUTES = (1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1_440)
+_TIMES = (*(0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30), *(60 * minutes for minutes in _MINUTES))
 _HIDDEN_ABOVE = 4
 """A limit that is so many times higher than all that came is told, but not drawn."""
 
@@ -129,8 +108,7 @@ class Plot(msgspec.Struct, frozen=True, kw_only=True):
     """A picture: areas on top of each other over time, in steps of ``width`` seconds; ``unit`` follows a value.
 
     ``flows`` says that values belong to the whole of their step, else to its end; ``grain`` is the least step of the
-    axis.
-    ``marks`` are numbers of what happened in the steps, called ``marked``.
+    axis. ``marks`` are numbers of what happened in the steps, called ``marked``.
     """
 
     title: str

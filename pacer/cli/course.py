@@ -21,8 +21,8 @@ class Course(msgspec.Struct, frozen=True):
     """What happened in each step of ``width`` seconds since the start.
 
     ``tokens`` a second went through (spent and unknown, each call spread from its admission to its end); ``waiting``
-    for each limit, calls in the middle of the step; ``spent`` and ``unknown``, tokens from the start to the end of the
-    step; ``refused``, calls.
+    for each limit were so many calls on average; ``spent`` and ``unknown`` are tokens from the start to the end of the
+    step, ``refused`` calls in it.
     """
 
     width: float

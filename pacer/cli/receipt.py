@@ -413,13 +413,13 @@ def _limited(limited: Iterable[Limited]) -> Iterator[str]:
 def remarks(receipt: Receipt) -> Iterator[str]:
     """What does not add up, and what is in no sum."""
     if receipt.failed:
-        yield f"{receipt.failed:,} calls failed and cost nothing: they were not sent, or the provider said no"
+        yield f"calls that failed and cost nothing (not sent, or the provider said no): {receipt.failed:,}"
     if receipt.given_up:
-        yield f"{receipt.given_up:,} calls were given up while they waited"
+        yield f"calls that were given up while they waited: {receipt.given_up:,}"
     for part in receipt.others[:NAMED]:
         yield (
-            f"a budget of the program's own, run {_cut(part.name)}: {part.calls:,} calls, {part.spent:,} tokens spent, "
-            f"{part.unknown:,} unknown, {part.refused:,} refused; they are in no other number"
+            f"a budget of the program's own, run {_cut(part.name)}, in no other number: calls {part.calls:,}, spent "
+            f"{part.spent:,}, unknown {part.unknown:,}, refused {part.refused:,}"
         )
     if len(receipt.others) > NAMED:
         yield f"and {len(receipt.others) - NAMED:,} more budgets of the program's own"
@@ -429,4 +429,4 @@ def remarks(receipt: Receipt) -> Iterator[str]:
             f"{receipt.tokens_untold:+,} tokens: one was killed, or others use the run"
         )
     if receipt.unreadable:
-        yield f"{receipt.unreadable:,} records of calls could not be read"
+        yield f"records of calls that could not be read: {receipt.unreadable:,}"

@@ -89,6 +89,7 @@ def run(
         before = receipts.standing(chosen)
         started_at, clock = time.time(), time.monotonic()
         code = _supervised(command, {**os.environ, **variables, **_surroundings(directory)})
+        seconds = time.monotonic() - clock
         made = receipts.made(
             tally.calls(directory),
             tally.read(directory),
@@ -98,7 +99,7 @@ def run(
             command=os.path.basename(command[0]),
             exit_code=code,
             started_at=started_at,
-            seconds=time.monotonic() - clock,
+            seconds=seconds,
         )
         if fails_over_ceiling and code == 0 and made.refused + made.refused_by_others:
             made = replace(made, exit_code=REFUSED)
