@@ -83,6 +83,7 @@ class Pacer:
 
     def answered(self, place: Reservation, status: int, word: Word | None) -> None:
         """Take in an answer's status and what it said of the provider's own limits, as soon as it is there."""
+        place.status = status
         if word is not None or status >= 400 or place.probes:
             self._store.answered(place, status, word)
 
@@ -112,6 +113,7 @@ class Pacer:
                 counted = profile_of(self.settings.profile, place.call).counted(place.call, usage)
             self._store.settle(place, usage, counted, settlement)
             telemetry.settled(usage, settlement, self.name)
+            telemetry.tell(self.name, place, usage, settlement)
 
     @property
     def is_shared(self) -> bool:

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 
+import msgspec
 from opentelemetry import metrics, trace
 
 from pacer.errors import BudgetExceeded, WaitTooLong
+from pacer.ledger import Account
 from pacer.ticket import Reservation, Ticket
 from pacer.usage import Estimate, Settlement, Threshold, Usage
 
@@ -183,3 +185,50 @@ def _model(call: Estimate) -> dict[str, str]:
         "gen_ai.request.model": call.model,
         "server.address": call.server,
     }
+
+
+# ---------------------------------------------------------------- listeners
+
+
+class Ended(msgspec.Struct, frozen=True, eq=False):
+    """A call at its end: settled, or refused, or given up before it had a ``place`` (without a ``refusal``).
+
+    ``since`` is when it was asked for, in seconds on the clock of ``pacer``; ``waited_for`` the limit that it had to
+    wait for at first, empty if it had not.
+    """
+
+    pacer: str
+    account: Account
+    call: Estimate
+    since: float
+    waited_for: str
+    place: Reservation | None = None
+    usage: Usage = Usage()
+    settlement: Settlement | None = None
+    refusal: BudgetExceeded | None = None
+
+
+listeners: list[Callable[[Ended], object]] = []
+"""Told of the end of every call of the process, in any thread and inside a garbage collection: they take no lock."""
+
+
+def tell(pacer: str, place: Reservation, usage: Usage, settlement: Settlement) -> None:
+    """Tell the listeners of a call that is settled."""
+    if listeners:
+        since = place.granted_at - place.waited_seconds
+        _tell(Ended(pacer, place.account, place.call, since, place.waited_for, place, usage, settlement))
+
+
+def tell_of_none(pacer: str, ticket: Ticket, waited_for: str, error: BaseException) -> None:
+    """Tell the listeners of a call that got no place."""
+    if listeners:
+        refusal = error if isinstance(error, BudgetExceeded) else None
+        _tell(Ended(pacer, ticket.account, ticket.call, ticket.since, waited_for, refusal=refusal))
+
+
+def _tell(ended: Ended) -> None:
+    for listener in listeners:
+        try:
+            listener(ended)
+        except Exception:  # whoever listens never breaks a call
+            _log.exception("run %s: a listener of calls failed", ended.pacer)

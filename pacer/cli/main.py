@@ -163,15 +163,16 @@ def run_command(
     fail_over_ceiling: Annotated[
         bool, typer.Option("--fail-over-ceiling", help="Exit with 3 if it succeeded and a call was refused.")
     ] = False,
+    receipt: Annotated[str | None, typer.Option(metavar="FILE.json", help="Write the receipt there, as JSON.")] = None,
+    report: Annotated[str | None, typer.Option(metavar="FILE.html", help="Write a page with pictures there.")] = None,
     **given: str | None,
 ) -> None:
     """Run a command; every client of httpx and httpx2 in its Python processes is paced, with no change to them."""
     asked = {name: text for name, text in given.items() if text is not None}
     with _errors_told():
-        outcome = runner.run(command, asked, fails_over_ceiling=fail_over_ceiling)
-    if not quiet:
-        for line in outcome.lines:
-            typer.echo(f"pacer: {screen.plain(line)}", err=True)
+        outcome = runner.run(command, asked, fails_over_ceiling=fail_over_ceiling, receipt=receipt, report=report)
+    for line in (*(() if quiet else outcome.lines), *outcome.errors):
+        typer.echo(f"pacer: {screen.plain(line)}", err=True)
     raise typer.Exit(outcome.code)
 
 
