@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from pacer import settings
-from pacer.cli import tally
+from pacer.cli import tally, uncovered
 from pacer.errors import StoreError
 from pacer.pacer import Pacer
 from pacer.settings import Settings
@@ -71,7 +71,7 @@ def run(command: Sequence[str], given: Mapping[str, str], *, fails_over_ceiling:
         before = booked(chosen)
         code = _supervised(command, {**os.environ, **variables, **_surroundings(directory)})
         seen = tally.read(directory)
-        lines = tuple(_told(chosen, before, seen))
+        lines = (*_told(chosen, before, seen), *_not_paced(directory))
     if fails_over_ceiling and code == 0 and seen.refused:
         code = REFUSED
     return Outcome(code, lines)
@@ -170,6 +170,11 @@ def booked(chosen: Settings) -> Booked:
     with closing(vault_of(chosen)) as vault:
         sums = [row.sums() for row in vault.rows() if row.pacer == chosen.run]
     return Booked(*(sum(row[name] for row in sums) for name in Booked.__struct_fields__))
+
+
+def _not_paced(directory: Path) -> Iterator[str]:
+    for seen in uncovered.read(directory):
+        yield f"{seen} {'was' if seen.startswith('1 ') else 'were'} NOT PACED"
 
 
 def _told(chosen: Settings, before: Booked, seen: tally.Tally) -> Iterator[str]:
