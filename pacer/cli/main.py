@@ -175,6 +175,20 @@ def run_command(
     raise typer.Exit(outcome.code)
 
 
+@app.command()
+def doctor(store: StoreOption = None, json: JsonOption = False) -> None:
+    """Tell which SDKs of this environment are covered, and whether settings, store and Pythons are as they must be."""
+    from pacer.cli import diagnosis  # what they look at takes a while to import
+    from pacer.cli import doctor as examination
+
+    report = examination.examine(store)
+    if json:
+        typer.echo(screen.as_json(report))
+    else:
+        screen.console().print(diagnosis.shown(report))
+    raise typer.Exit(report.code)
+
+
 def _of_run(row: RunRow, ceiling: str | None, pause: bool | None) -> Iterator[Change]:
     if ceiling is not None:
         yield Change(row.name, ceiling=settings.explicit(ceiling=_given(ceiling)).ceiling)

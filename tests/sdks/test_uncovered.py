@@ -116,5 +116,6 @@ def test_a_run_says_what_an_sdk_sent_past_it(provider: Provider, tmp_path: Path,
     provider.strays.clear()  # paths it does not serve
     assert done.stdout.strip() == said, done.stderr
     assert f"{paced} calls, " in done.stderr
+    assert told or f" {provider.bill} tokens spent" in done.stderr
     not_paced = [line.removeprefix("pacer: ") for line in done.stderr.splitlines() if "NOT PACED" in line]
     assert not_paced == [f"{line} {'was' if line.startswith('1 ') else 'were'} NOT PACED" for line in told]
