@@ -138,7 +138,7 @@ def test_settings_in_force_are_shown_without_secrets(doctored):
     ("variables", "message"),
     [
         ({"PACER_CELING": "5"}, "PACER_CELING is unknown: did you mean PACER_CEILING?"),
-        ({"PACER_CEILING": "much"}, "ceiling='much' is not accepted: give a whole number"),
+        ({"PACER_CEILING": "much"}, "PACER_CEILING: ceiling='much' is not accepted: give a whole number"),
         ({"PACER_BURST": "5"}, "burst=5 (PACER_BURST) needs a rate"),
         ({"PACER_RUN": "a b"}, "run='a b' is not accepted"),
     ],

@@ -62,7 +62,7 @@ def _checks(report: Report) -> Iterator[tuple[str, Text]]:
 
 def _told(name: str, checks: Sequence[Check], *, none: str = "") -> Iterator[tuple[str, Text]]:
     for check in checks:
-        text = check.text if check.state == "wrong" else f"{check.name.rstrip(':')}: {check.text}"
+        text = check.text if check.text.startswith(check.name) else f"{check.name.rstrip(':')}: {check.text}"
         yield name, Text(plain(text), style=_STYLES.get(check.state, ""))
     if not checks and none:
         yield name, Text(none, style="dim")

@@ -40,6 +40,14 @@ _SI_KERNEL = 0x80
 _LIMITS = ("ceiling", "agent_ceiling", *settings.RatesInput.__annotations__, "requests_per_second")
 
 
+_FOREIGN = (
+    *("bun", "cargo", "curl", "deno", "dotnet", "go", "java", "node", "npm"),
+    *("npx", "perl", "php", "pnpm", "ruby", "tsx", "wget", "yarn"),
+)
+"""Programs that are sure to be no Python, and seldom start one."""
+_NO_PROXY = "and a proxy address that could be given to it is not offered (yet)"
+
+
 class Booked(msgspec.Struct, frozen=True):
     """What the books of all runs of a pacer say, tokens but for ``calls``."""
 
@@ -75,6 +83,12 @@ def run(command: Sequence[str], given: Mapping[str, str], *, fails_over_ceiling:
     if fails_over_ceiling and code == 0 and seen.refused:
         code = REFUSED
     return Outcome(code, lines)
+
+
+def foreign(command: Sequence[str]) -> str | None:
+    """What is to be said before a command starts whose own calls nobody will see; of others the end tells."""
+    name = os.path.basename(command[0])
+    return f"{name} is no Python: its calls are NOT PACED, {_NO_PROXY}" if name in _FOREIGN else None
 
 
 @contextmanager
@@ -181,7 +195,7 @@ def _told(chosen: Settings, before: Booked, seen: tally.Tally) -> Iterator[str]:
     if not seen.started:
         yield (
             "no Python of this command was paced: it started none, or one that does not look at PYTHONPATH (-E, -I, "
-            "-S); a program that is not Python is not covered"
+            f"-S); a program that is not Python is not covered, {_NO_PROXY}"
         )
     for python in seen.missing:
         yield f"calls of {python} were NOT PACED: token-pacer is not installed there"

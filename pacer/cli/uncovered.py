@@ -213,7 +213,10 @@ def _look_on(kind: type, name: str, look: Callable[..., object]) -> None:
     original = vars(kind)[name]
 
     def seen(*args: Any, **kwargs: Any) -> Any:
-        _quietly(look, *args, **kwargs)
+        try:  # noqa: SIM105  # contextlib takes long to import
+            look(*args, **kwargs)
+        except Exception:  # noqa: S110  # another release of the library, or the command is over: the call goes on
+            pass
         return original(*args, **kwargs)
 
     async def awaited(*args: Any, **kwargs: Any) -> Any:
@@ -225,9 +228,9 @@ def _look_on(kind: type, name: str, look: Callable[..., object]) -> None:
 
 
 def _quietly(look: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-    try:  # noqa: SIM105  # contextlib takes long to import
+    try:  # noqa: SIM105
         look(*args, **kwargs)
-    except Exception:  # noqa: S110  # another release of the library, or the command is over: the call goes on
+    except Exception:  # noqa: S110
         pass
 
 

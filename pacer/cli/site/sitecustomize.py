@@ -1,7 +1,8 @@
 """Python imports this at its start in every process below ``pacer run``, before anything of the program.
 
-Nothing of ours is loaded until somebody imports httpx or httpx2. Any Python may come by, also one that has no
-token-pacer: then it says so, and does no harm. The ``sitecustomize`` that this one stands before is run as well.
+Of ours only the lookout for calls that pass us by is loaded until somebody imports httpx or httpx2. Any Python may come
+by, also one that has no token-pacer: then it says so, and does no harm. The ``sitecustomize`` that this one stands
+before is run as well.
 """
 
 from __future__ import annotations  # older Pythons read this, too
