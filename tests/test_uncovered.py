@@ -178,6 +178,50 @@ def test_what_is_sent_for_a_transport_of_ours_is_paced_and_not_told(looked_on):
     assert looked_on(BEHIND) == ((), "200\n200\n")
 
 
+ELSEWHERE = """
+import asyncio, httpx, urllib.request
+from pacer.cli import tally
+tally.begin()
+def send(request):
+    with urllib.request.urlopen(str(request.url), b"{}") as answer:
+        return httpx.Response(answer.status, headers=dict(answer.headers), content=answer.read())
+class Threaded(httpx.AsyncBaseTransport):
+    async def handle_async_request(self, request):
+        return await asyncio.to_thread(send, request)
+async def main():
+    async with httpx.AsyncClient(transport=Threaded()) as client:
+        body = {"model": "m", "messages": []}
+        print((await client.post(URL + "/v1/chat/completions", json=body)).status_code)
+asyncio.run(main())
+"""
+
+
+def test_so_it_is_where_another_thread_sends_it(looked_on):
+    assert looked_on(ELSEWHERE) == ((), "200\n")
+
+
+HOOK = """
+import importlib.util, sys
+class Hook:
+    at_it = False
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if cls.at_it or name != "http.client":
+            return None
+        cls.at_it = True
+        try:
+            return importlib.util.find_spec(name)
+        finally:
+            cls.at_it = False
+sys.meta_path.insert(sys.meta_path.index(next(f for f in sys.meta_path if f.__module__ == "_frozen_importlib")), Hook)
+"""
+
+
+def test_a_call_counts_once_beside_other_hooks_of_imports(looked_on):
+    """They ask all finders in their turn, as ours does."""
+    assert looked_on(f"{HOOK}{CALL}call()")[0] == ("1 call to 127.0.0.1 by http.client",)
+
+
 def test_modules_are_loaded_as_they_are_without_it(looked_on, tmp_path):
     code = """
     import http.client, importlib, inspect, sys

@@ -49,7 +49,7 @@ def read(directory: Path) -> tuple[str, ...]:
 
     try:
         with open(directory / FILE, errors="replace") as file:
-            seen = Counter(tuple(words) for line in file if len(words := line.split()) == 2)
+            seen = Counter(tuple(words) for words in map(str.split, file) if len(words) == 2)
     except FileNotFoundError:
         return ()
     told = seen.most_common(MOST_TOLD)
