@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from typer.testing import CliRunner, Result
 
 from pacer import Pacer
@@ -201,6 +202,18 @@ def test_a_server_is_told_by_its_version_and_by_what_may_lose_budgets(doctored):
         assert "appendonly is no" in warned[0][1]
         assert "maxmemory-policy is allkeys-lru" in warned[1][1]
         assert "secret" not in result.stdout
+
+
+def test_a_server_that_lets_us_do_no_more_than_we_need_is_fine(doctored):
+    with Valkey() as server, redis.Redis.from_url(server.url) as operator:
+        operator.execute_command("ACL", "SETUSER", "agent", "on", ">secret", "~pacer:*", "+hget")
+        url = server.url.replace("redis://", "redis://agent:secret@")
+        result = doctored("--json", PACER_STORE=url)
+        assert store_of(result) == [("ok", "answers; INFO is not allowed, so its settings are not known")]
+        result = doctored("--json", PACER_STORE=url.replace("secret", "guess"))
+        assert result.exit_code == 2
+        assert "does not let us in" in result.stdout
+        assert "guess" not in result.stdout
 
 
 # -------------------------------------------------------------------- Pythons, dependencies, proxies

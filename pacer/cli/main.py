@@ -1,8 +1,8 @@
 """The command ``pacer``: to run others that are paced; the runs of a shared store, how each stands, how to end one, and
 how to set its limits.
 
-Exit codes: 0 done, 1 refused or not found, 2 wrong use, wrong settings, or a store that cannot be used; ``run`` has
-that of its command.
+Exit codes: 0 done, 1 refused, not found or (``doctor``) not covered, 2 wrong use, wrong settings, or a store that
+cannot be used; ``run`` has that of its command.
 The only importer of typer.
 """
 

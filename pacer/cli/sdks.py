@@ -106,7 +106,7 @@ SDKS = (
         gaps=(Gap("calls by vertexai and aiplatform", "grpcio", "call Vertex by google-genai", ("grpcio",)),),
     ),
     Sdk("langchain-openai", "ChatOpenAI(http_client=, http_async_client=)", through=("openai",)),
-    Sdk("langchain-anthropic", through=("anthropic",)),
+    Sdk("langchain-anthropic", "nowhere", through=("anthropic",)),
     Sdk("langchain-google-genai", through=("google-genai",)),
     Sdk("langchain-mistralai", "ChatMistralAI(client=, async_client=)"),
     Sdk("langchain-groq", "ChatGroq(http_client=, http_async_client=)", through=("groq",)),
@@ -125,6 +125,7 @@ SDKS = (
     Sdk("haystack-ai", through=_USUAL),
     Sdk(
         "dspy",
+        "what litellm has, with engine='litellm'",
         through=("litellm",),
         gaps=(Gap("calls of its own engine (the default)", "lm15", "dspy.LM(engine='litellm')", ("dspy>=3.4",)),),
     ),
