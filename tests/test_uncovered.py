@@ -222,6 +222,12 @@ def test_a_call_counts_once_beside_other_hooks_of_imports(looked_on):
     assert looked_on(f"{HOOK}{CALL}call()")[0] == ("1 call to 127.0.0.1 by http.client",)
 
 
+def test_a_call_counts_once_where_the_start_of_python_is_run_twice(looked_on):
+    """As it may be below others that have a ``sitecustomize`` of their own."""
+    twice = "import runpy, sitecustomize; runpy.run_path(sitecustomize.__file__)\n"
+    assert looked_on(f"{twice}{CALL}call()")[0] == ("1 call to 127.0.0.1 by http.client",)
+
+
 def test_modules_are_loaded_as_they_are_without_it(looked_on, tmp_path):
     code = """
     import http.client, importlib, inspect, sys

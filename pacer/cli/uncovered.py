@@ -243,6 +243,8 @@ _at_it: set[str] = set()
 class _Door:
     """Finds modules as they would be found without it, and takes its place in those it knows once they are loaded."""
 
+    is_of_token_pacer = True
+
     @classmethod
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
         if name not in LOOKOUTS or name in _at_it:
@@ -278,7 +280,9 @@ def _look_when_loaded(name: str, loader: Any) -> None:
 
 
 def begin() -> None:
-    """Look on from now on, in libraries that are there and those to come."""
+    """Look on from now on, in libraries that are there and those to come. Twice is fine."""
+    if any(hasattr(finder, "is_of_token_pacer") for finder in sys.meta_path):
+        return
     for name, lookout in LOOKOUTS.items():
         if name in sys.modules:
             _quietly(lookout, sys.modules[name])
