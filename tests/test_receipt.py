@@ -182,7 +182,9 @@ def test_what_is_not_covered_comes_first():
     lines = told(call(), tally=Tally(False, ("/a/python",), ("one", "two", "three", "four", "five")))
     assert lines[0].startswith("no Python of this command was paced")
     assert lines[1] == "calls of /a/python were NOT PACED: token-pacer is not installed there"
-    assert lines[2:6] == ["one", "two", "three", "and 2 more that no transport can see"]
+    assert lines[2:6] == [f"{one} were NOT PACED" for one in ("one", "two", "three")] + [
+        "and 2 more that no transport can see"
+    ]
 
 
 def test_long_names_are_cut():

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from pacer import Pacer, telemetry
-from pacer.cli import tally
+from pacer.cli import tally, uncovered
 from pacer.cli.tally import Call
 from pacer.errors import CeilingReached, WaitTooLong
 from pacer.flow import Park
@@ -235,8 +235,8 @@ def test_what_is_written_beside_the_calls(tmp_path):
     assert tally.read(tmp_path) == tally.Tally(False, (), ())
     (tmp_path / tally.STARTED).touch()
     (tmp_path / tally.MISSING).write_text("b\na\nb\n")
-    (tmp_path / tally.UNCOVERED).write_bytes(b"two\n\none\xff\ntwo\n")
-    assert tally.read(tmp_path) == tally.Tally(True, ("a", "b"), ("two", "one\ufffd"))
+    (tmp_path / uncovered.FILE).write_text("grpc a\ngrpc a\n")
+    assert tally.read(tmp_path) == tally.Tally(True, ("a", "b"), ("2 calls to a by grpc",))
 
 
 def test_a_line_says_only_what_there_is_to_say():

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element, tostring
 
 from pacer.cli.chart import Level, Plot, Series, amount, drawn, moment, shown, tag
 from pacer.cli.course import OTHERS, Course
-from pacer.cli.receipt import Books, Part, Receipt, remarks
+from pacer.cli.receipt import Books, Part, Receipt, not_paced, remarks
 
 STYLE = Path(__file__).with_name("page.css")
 ROWS = 48
@@ -79,7 +79,7 @@ def _notes(receipt: Receipt) -> Iterator[str]:
         yield "No Python of this command was paced; a program that is not Python is not covered."
     for python in receipt.missing[:ROWS]:
         yield f"Calls of {python} were NOT PACED: token-pacer is not installed there."
-    yield from receipt.uncovered[:ROWS]
+    yield from not_paced(receipt)
     if receipt.books is None:
         yield f"What was spent cannot be told: {receipt.books_error}. The numbers are those that processes told."
     if receipt.books is not None and receipt.books.over:

@@ -17,6 +17,7 @@ from pacer.settings import Settings
 from pacer.store.opening import vault_of
 from pacer.store.vault import RunRow
 
+NO_PROXY = "and a proxy address that could be given to it is not offered (yet)"
 NAMED = 3
 """So many models, agents and findings are named in the text; all are in the JSON."""
 _NAME = 40
@@ -339,19 +340,25 @@ def lines(receipt: Receipt) -> Iterator[str]:
     if not receipt.is_python_seen:
         yield (
             "no Python of this command was paced: it started none, or one that does not look at PYTHONPATH (-E, -I, "
-            "-S); a program that is not Python is not covered"
+            f"-S); a program that is not Python is not covered, {NO_PROXY}"
         )
     for python in receipt.missing:
         yield f"calls of {python} were NOT PACED: token-pacer is not installed there"
-    yield from receipt.uncovered[:NAMED]
-    if len(receipt.uncovered) > NAMED:
-        yield f"and {len(receipt.uncovered) - NAMED:,} more that no transport can see"
+    yield from not_paced(receipt)
     if receipt.books is None:
         yield f"what was spent cannot be told: {receipt.books_error}"
     if receipt.is_unseen:
         yield "NO MODEL CALL WAS SEEN"
         return
     yield from _numbers(receipt)
+
+
+def not_paced(receipt: Receipt) -> Iterator[str]:
+    """The calls that no transport can see."""
+    for seen in receipt.uncovered[:NAMED]:
+        yield f"{seen} {'was' if seen.startswith('1 ') else 'were'} NOT PACED"
+    if len(receipt.uncovered) > NAMED:
+        yield f"and {len(receipt.uncovered) - NAMED:,} more that no transport can see"
 
 
 def _numbers(receipt: Receipt) -> Iterator[str]:

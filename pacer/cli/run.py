@@ -24,7 +24,7 @@ from pacer import settings
 from pacer.cli import receipt as receipts
 from pacer.cli import tally
 from pacer.cli.outfile import Outfile
-from pacer.cli.receipt import Receipt, Standing
+from pacer.cli.receipt import NO_PROXY, Receipt, Standing
 from pacer.errors import SettingsError, StoreError
 from pacer.pacer import Pacer
 from pacer.settings import Settings
@@ -41,6 +41,11 @@ _PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, sign
 _OF_KEYS = {signal.SIGINT, signal.SIGQUIT}
 """What a terminal sends to all in its foreground; a hangup goes to its first process alone."""
 _SI_KERNEL = 0x80
+_FOREIGN = (
+    *("bun", "cargo", "curl", "deno", "dotnet", "go", "java", "node", "npm"),
+    *("npx", "perl", "php", "pnpm", "ruby", "tsx", "wget", "yarn"),
+)
+"""Programs that are sure to be no Python, and seldom start one."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -105,6 +110,12 @@ def run(
             made = replace(made, exit_code=REFUSED)
         errors = tuple(_written(made, directory, before, asked))
     return Outcome(made.exit_code, tuple(receipts.lines(made)), errors)
+
+
+def foreign(command: Sequence[str]) -> str | None:
+    """What is to be said before a command starts whose own calls nobody will see; of others the end tells."""
+    name = os.path.basename(command[0])
+    return f"{name} is no Python: its calls are NOT PACED, {NO_PROXY}" if name in _FOREIGN else None
 
 
 @contextmanager

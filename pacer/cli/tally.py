@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta
 
+from pacer.cli import uncovered
 from pacer.usage import Source
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 DIRECTORY = "TOKEN_PACER_TALLY"
 """The variable that names the directory; one that began with ``PACER_`` would be a setting."""
-STARTED, MISSING, UNCOVERED, CALLS = "started", "missing", "uncovered", "calls"
+STARTED, MISSING, CALLS = "started", "missing", "calls"
 LONGEST_LINE_BYTES = 1 << 20
 _LONGEST_NAME = 256
 
@@ -71,7 +72,7 @@ class Tally(msgspec.Struct, frozen=True):
     """What was written beside the calls.
 
     ``started``: some Python came by; ``missing``: Pythons that import httpx and have no token-pacer; ``uncovered``:
-    what was found that no transport can see, a line each.
+    calls that no transport can see, summed up.
     """
 
     started: bool
@@ -155,7 +156,7 @@ def read(directory: Path) -> Tally:
     return Tally(
         started=(directory / STARTED).exists(),
         missing=tuple(sorted(set(_lines(directory / MISSING)))),
-        uncovered=tuple(dict.fromkeys(_lines(directory / UNCOVERED))),
+        uncovered=uncovered.read(directory),
     )
 
 
