@@ -163,12 +163,15 @@ def run_command(
     fail_over_ceiling: Annotated[
         bool, typer.Option("--fail-over-ceiling", help="Exit with 3 if it succeeded and a call was refused.")
     ] = False,
+    otel: Annotated[
+        bool, typer.Option("--otel", help="Export traces and metrics as OTEL_* says, unless the program does.")
+    ] = False,
     **given: str | None,
 ) -> None:
     """Run a command; every client of httpx and httpx2 in its Python processes is paced, with no change to them."""
     asked = {name: text for name, text in given.items() if text is not None}
     with _errors_told():
-        outcome = runner.run(command, asked, fails_over_ceiling=fail_over_ceiling)
+        outcome = runner.run(command, asked, fails_over_ceiling=fail_over_ceiling, exports=otel)
     if not quiet:
         for line in outcome.lines:
             typer.echo(f"pacer: {screen.plain(line)}", err=True)

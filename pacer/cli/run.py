@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from pacer import settings
-from pacer.cli import tally
+from pacer.cli import otel, tally
 from pacer.errors import StoreError
 from pacer.pacer import Pacer
 from pacer.settings import Settings
@@ -60,13 +60,17 @@ class Outcome(msgspec.Struct, frozen=True):
     lines: tuple[str, ...]
 
 
-def run(command: Sequence[str], given: Mapping[str, str], *, fails_over_ceiling: bool = False) -> Outcome:
-    """Run the command with these settings, beside those of the environment, until it ends.
+def run(
+    command: Sequence[str], given: Mapping[str, str], *, fails_over_ceiling: bool = False, exports: bool = False
+) -> Outcome:
+    """Run the command with these settings, beside those of the environment, until it ends. ``exports``: see otel.py.
 
     Raises: SettingsError, LimitsConflict, StoreError; the command has not been started then.
     """
     with _private_directory() as directory:
         chosen, variables = _settled(given, directory)
+        if exports:
+            variables |= otel.variables()
         Pacer.from_settings(chosen).close()  # the run is there, with these limits, before anybody joins it
         before = booked(chosen)
         code = _supervised(command, {**os.environ, **variables, **_surroundings(directory)})

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from pacer.cli import otel
+
 DIRECTORY = "TOKEN_PACER_TALLY"
 """The variable that names the directory; one that began with ``PACER_`` would be a setting."""
 STARTED, MISSING, CALLS = "started", "missing", "calls"
@@ -32,6 +34,7 @@ def begin() -> None:
     from transports import auto
 
     auto.install()
+    otel.begin()
     directory = os.environ.get(DIRECTORY)
     if directory is not None and _write not in auto.listeners:
         auto.listeners.append(_write)
