@@ -102,7 +102,8 @@ class _Flush:
     def leave(self, provider: Any) -> None:
         """The program has one of its own: export the last, and no more."""
         self._providers.remove(provider)
-        provider.shutdown()
+        with suppress(Exception):  # whatever it could not export, it has logged
+            provider.shutdown()
 
     def _arrange(self) -> None:
         processes = sys.modules.get("multiprocessing.util")
@@ -118,5 +119,5 @@ class _Flush:
 
     def _export(self) -> None:
         for provider in self._providers:
-            with suppress(Exception):  # the exporter has logged it
+            with suppress(Exception):  # as above
                 provider.force_flush(int(FLUSH_SECONDS * 1_000))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -29,9 +28,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import transports
 from pacer import settings
 from pacer.pacer import join
+from tests.collector import Collector
 from tests.sdks.provider import Provider
+from tests.test_run import environment
 
-ROOT = Path(__file__).parent.parent.parent
 EXPORTER = InMemorySpanExporter()
 INSTRUMENTATIONS = (OpenAIInstrumentor, HTTPXClientInstrumentor, HTTPX2ClientInstrumentor)
 TREE = [
@@ -165,6 +165,38 @@ def test_a_refusal_is_on_the_span_of_the_sdks_call(provider: Provider):
     assert "POST" not in [span.name for span in EXPORTER.get_finished_spans()]
 
 
+AGENT = """
+import sys
+import openai
+from opentelemetry import trace
+
+client = openai.OpenAI(api_key="k", base_url=sys.argv[1] + "/v1", max_retries=0)
+with trace.get_tracer("caller").start_as_current_span("agent step"):
+    for _ in range(2):
+        ask = [{"role": "user", "content": "Hi"}]
+        client.chat.completions.create(model="m", max_tokens=10, messages=ask)
+"""
+INSTRUMENT = [str(Path(sys.executable).parent / "opentelemetry-instrument")]
+PACER_RUN = [sys.executable, "-m", "pacer.cli", "run", "--quiet", "--tokens-per-second", "20", "--burst", "1", "--"]
+
+
+@pytest.mark.parametrize("words", [PACER_RUN + INSTRUMENT, INSTRUMENT + PACER_RUN], ids=["outside", "inside"])
+def test_a_stock_script_has_such_a_trace_in_either_order(provider: Provider, words: list[str]):
+    """It knows nothing of us nor of the instrumentations; the second call waits for what the first one took."""
+    with Collector() as collector:
+        done = subprocess.run(
+            [*words, sys.executable, "-c", AGENT, provider.url],
+            capture_output=True,
+            text=True,
+            env=environment(OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url),
+            timeout=60,
+        )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    spans = sorted(collector.spans, key=lambda span: span.start_time_unix_nano)
+    names = {span.span_id: span.name for span in spans}
+    assert [(span.name, names.get(span.parent_span_id)) for span in spans] == TREE
+
+
 LOGFIRE = """
 import json, sys
 import httpx, logfire, openai, transports
@@ -190,9 +222,8 @@ print(json.dumps(tree(list(exporter.get_finished_spans()))))
 
 def test_a_wait_is_in_the_traces_of_logfire(provider: Provider):
     """In a process of its own: it is set up once and for all."""
-    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", LOGFIRE, provider.url]
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
     assert done.returncode == 0, done.stderr
     theirs = "Chat Completion with {request_data[model]!r}"
     wanted = [[theirs if name == "chat m" else name for name in row] for row in TREE]

@@ -21,7 +21,7 @@ class _Door:
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if name == "opentelemetry.instrumentation.auto_instrumentation":
-            os.execl = _execl_behind_us
+            os.execl = _execl_behind_us  # type: ignore[assignment]
         if name not in ("httpx", "httpx2"):
             return None
         try:
@@ -44,7 +44,7 @@ def _append(name: str, line: str) -> None:
         pass
 
 
-def _execl_behind_us(file: Any, *words: Any) -> Any:
+def _execl_behind_us(file: str, *words: str) -> object:
     """``opentelemetry-instrument`` becomes its command so, with a ``sitecustomize`` before ours that runs no other."""
     _stand_first()
     os.execv(file, words)  # noqa: S606  # what it was asked to run
