@@ -188,6 +188,30 @@ def test_what_cannot_be_set_up_is_told_and_the_program_runs(run):
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"traces and metrics of {sys.executable} go nowhere, OpenTelemetry says: ")
     assert "pigeons" in line
+    assert "token-pacer[otel]" in line
+
+
+CARRIER = """
+import httpx
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+class Exporter(SpanExporter):
+    def export(self, spans):
+        print("carried", len(spans))
+        return SpanExportResult.SUCCESS
+"""
+
+
+def test_an_exporter_that_needs_httpx_itself_is_set_up_once(run, tmp_path):
+    """It is loaded while somebody is about to import that: the SDK is being set up already."""
+    (tmp_path / "carrier.py").write_text(CARRIER)
+    (tmp_path / "carrier-1.dist-info").mkdir()
+    entry = "[opentelemetry_traces_exporter]\ncarrier = carrier:Exporter\n"
+    (tmp_path / "carrier-1.dist-info" / "entry_points.txt").write_text(entry)
+    path = f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"
+    there = {"PYTHONPATH": path, "OTEL_TRACES_EXPORTER": "carrier"}
+    done = run("--otel", "--quiet", "--", sys.executable, "PROGRAM", "1", **there)
+    assert (done.stdout, done.stderr) == ("[200]\ncarried 1\n", "")
 
 
 def test_packages_that_are_missing_are_told_before_the_command_starts(run, tmp_path):
@@ -200,6 +224,7 @@ def test_packages_that_are_missing_are_told_before_the_command_starts(run, tmp_p
 
 def test_packages_that_only_the_program_lacks_are_told_there(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "opentelemetry.distro", None)
+    monkeypatch.setattr(otel, "_has_begun", False)
     with pytest.raises(SettingsError, match=r"token-pacer\[otel\]"):
         otel.variables()
     with caplog.at_level(logging.WARNING, "pacer"):
@@ -212,6 +237,7 @@ def test_packages_that_only_the_program_lacks_are_told_there(monkeypatch, caplog
 
 def test_what_the_environment_says_wins_over_the_defaults(monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "")
     assert otel.variables() == {otel.ASKED: "1", "OTEL_TRACES_EXPORTER": "otlp", "OTEL_METRICS_EXPORTER": "otlp"}
 
 

@@ -31,13 +31,14 @@ FLUSH_SECONDS = 10.0
 _BEFORE_THE_STORES = -90
 _MISSING = "--otel needs the OpenTelemetry SDK and an exporter: pip install token-pacer[otel]"
 _log = logging.getLogger("pacer")
+_has_begun = False
 
 
 def variables() -> dict[str, str]:
     """What is to be in the environment of the command, beside what it has. Raises: SettingsError."""
     if not _is_there("opentelemetry.distro"):
         raise SettingsError(_MISSING)
-    return {ASKED: "1", **{name: value for name, value in DEFAULTS.items() if name not in os.environ}}
+    return {ASKED: "1", **{name: value for name, value in DEFAULTS.items() if not os.environ.get(name)}}
 
 
 def _is_there(module: str) -> bool:
@@ -49,8 +50,10 @@ def _is_there(module: str) -> bool:
 
 def begin() -> None:
     """Set up the SDK in this process, if that is asked for and the program has not done so. Never fails."""
-    if ASKED not in os.environ:
+    global _has_begun
+    if ASKED not in os.environ or _has_begun:
         return
+    _has_begun = True  # before all else: an exporter may import httpx, which brings us here again
     try:
         from opentelemetry import trace
         from opentelemetry.distro import OpenTelemetryConfigurator
@@ -61,7 +64,8 @@ def begin() -> None:
     except ImportError:
         _log.warning("traces and metrics of %s go nowhere: %s", sys.executable, _MISSING)
     except Exception as error:  # the program runs without them, too
-        _log.warning("traces and metrics of %s go nowhere, OpenTelemetry says: %s", sys.executable, error)
+        why = f"OpenTelemetry says: {error} (token-pacer[otel] brings the exporter for OTLP over HTTP)"
+        _log.warning("traces and metrics of %s go nowhere, %s", sys.executable, why)
 
 
 def _stand_in() -> None:
