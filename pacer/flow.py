@@ -51,10 +51,9 @@ def admit(
             yield Park(store, ticket, asks=True)
         if ticket.decision is None:
             waited_for = ticket.wait.limit if ticket.wait else "unknown"
-            with telemetry.waiting(ticket) as record:
+            with telemetry.waiting(ticket):
                 while ticket.decision is None:
                     yield Park(store, ticket)
-                record.outcome = "admitted" if isinstance(ticket.decision, Reservation) else "refused"
         decision = ticket.decision
         if isinstance(decision, BudgetExceeded):
             telemetry.refused(decision, call)

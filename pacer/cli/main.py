@@ -202,6 +202,9 @@ def run_command(
     ] = False,
     receipt: Annotated[str | None, typer.Option(metavar="FILE.json", help="Write the receipt there, as JSON.")] = None,
     report: Annotated[str | None, typer.Option(metavar="FILE.html", help="Write a page with pictures there.")] = None,
+    otel: Annotated[
+        bool, typer.Option("--otel", help="Export traces and metrics as OTEL_* says, unless the program does.")
+    ] = False,
     **given: str | None,
 ) -> None:
     """Run a command; every client of httpx and httpx2 in its Python processes is paced, with no change to them."""
@@ -211,7 +214,14 @@ def run_command(
     if not quiet and (foreign := runner.foreign(command)):
         typer.echo(f"pacer: {screen.plain(foreign)}", err=True)
     with _errors_told():
-        outcome = runner.run(command, asked, fails_over_ceiling=fail_over_ceiling, receipt=receipt, report=report)
+        outcome = runner.run(
+            command,
+            asked,
+            fails_over_ceiling=fail_over_ceiling,
+            exports=otel,
+            receipt=receipt,
+            report=report,
+        )
     for line in (*(() if quiet else outcome.lines), *outcome.errors):
         typer.echo(f"pacer: {screen.plain(line)}", err=True)
     raise typer.Exit(outcome.code)

@@ -21,8 +21,8 @@ import msgspec
 from msgspec.structs import replace
 
 from pacer import settings
+from pacer.cli import otel, tally
 from pacer.cli import receipt as receipts
-from pacer.cli import tally
 from pacer.cli.outfile import Outfile
 from pacer.cli.receipt import NO_PROXY, Receipt, Standing
 from pacer.errors import SettingsError, StoreError
@@ -79,10 +79,11 @@ def run(
     given: Mapping[str, str],
     *,
     fails_over_ceiling: bool = False,
+    exports: bool = False,
     receipt: str | None = None,
     report: str | None = None,
 ) -> Outcome:
-    """Run the command with these settings, beside those of the environment, until it ends.
+    """Run the command with these settings, beside those of the environment, until it ends. ``exports``: see otel.py.
 
     ``receipt`` and ``report`` are files that are written then. Raises: SettingsError, LimitsConflict, StoreError; the
     command has not been started then.
@@ -90,6 +91,8 @@ def run(
     asked = outfiles(receipt, report)
     with _private_directory() as directory:
         chosen, variables = _settled(given, directory)
+        if exports:
+            variables |= otel.variables()
         Pacer.from_settings(chosen).close()  # the run is there, with these limits, before anybody joins it
         before = receipts.standing(chosen)
         started_at, clock = time.time(), time.monotonic()

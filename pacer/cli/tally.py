@@ -21,6 +21,8 @@ from pacer.usage import Source
 if TYPE_CHECKING:
     from pacer.telemetry import Ended
 
+from pacer.cli import otel
+
 DIRECTORY = "TOKEN_PACER_TALLY"
 """The variable that names the directory; one that began with ``PACER_`` would be a setting."""
 STARTED, MISSING, CALLS = "started", "missing", "calls"
@@ -89,6 +91,7 @@ def begin() -> None:
     from transports import auto
 
     auto.install()
+    otel.begin()
     directory = os.environ.get(DIRECTORY)
     if directory is not None and not any(isinstance(listener, _Writer) for listener in telemetry.listeners):
         telemetry.listeners.append(_Writer(Path(directory)))

@@ -21,6 +21,8 @@ class _Door:
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name == "opentelemetry.instrumentation.auto_instrumentation":
+            os.execl = _execl_behind_us  # type: ignore[assignment]
         if name not in ("httpx", "httpx2"):
             return None
         try:
@@ -53,6 +55,19 @@ def _look_on() -> None:
         uncovered.begin()
 
 
+def _execl_behind_us(file: str, *words: str) -> object:
+    """``opentelemetry-instrument`` becomes its command so, with a ``sitecustomize`` before ours that runs no other."""
+    _stand_first()
+    os.execv(file, words)  # noqa: S606  # what it was asked to run
+
+
+def _stand_first() -> None:
+    """In the environment of all that is started from here."""
+    places = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if HERE in places:
+        os.environ["PYTHONPATH"] = os.pathsep.join([HERE, *(place for place in places if place != HERE)])
+
+
 def _run_next() -> None:
     places = [place for place in sys.path if os.path.abspath(place or ".") != HERE]
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", places)
@@ -60,6 +75,7 @@ def _run_next() -> None:
         module = importlib.util.module_from_spec(spec)
         sys.modules["sitecustomize"] = module
         spec.loader.exec_module(module)
+        _stand_first()
 
 
 if os.environ.get("TOKEN_PACER_TALLY"):
