@@ -35,7 +35,11 @@ if __name__ == "__main__":
     with trace.get_tracer("their program").start_as_current_span("agent step"):
         print([call() for _ in range(int(sys.argv[1]))], flush=True)
 """
-NUMBERS = "pacer: 2 calls, 60 tokens spent, 0 unknown, 1 refused, waited 0.0 s\n"
+RECEIPT = """\
+pacer: 2 calls, 60 tokens spent, 0 unknown, 1 refused, waited 0.0 s
+pacer: input 40, output 20; 54.5% of the ceiling of 110 used
+pacer: 1 refused by ceiling
+"""
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +264,7 @@ def test_a_command_under_opentelemetry_instrument_is_paced_with_its_children(run
     """It puts a ``sitecustomize`` of its own before ours, which runs no other; each of the two has its way."""
     command = ("--ceiling", "110", "--", INSTRUMENT, sys.executable, "PROGRAM", "2", "1")
     done = run(*words, *command, program=PARENT, **EXPORTS)
-    assert (done.stdout, done.stderr) == ("[200, 200]\n[402]\n", NUMBERS)
+    assert (done.stdout, done.stderr) == ("[200, 200]\n[402]\n", RECEIPT)
     assert len(collector.named("agent step")) == 2
 
 
@@ -275,7 +279,7 @@ def test_a_command_is_paced_where_all_of_it_is_under_opentelemetry_instrument(se
         env=environment(URL=server.url, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **EXPORTS),
         timeout=60,
     )
-    assert (done.stdout, done.stderr) == ("[200, 200]\n[402]\n", NUMBERS)
+    assert (done.stdout, done.stderr) == ("[200, 200]\n[402]\n", RECEIPT)
     assert len(collector.named("agent step")) == 2
 
 
