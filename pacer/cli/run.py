@@ -60,6 +60,15 @@ class Outcome(msgspec.Struct, frozen=True):
     lines: tuple[str, ...]
 
 
+class NotStarted(Exception):
+    """The command cannot be started; ``code`` is what a shell would exit with."""
+
+    def __init__(self, name: str, why: str, code: int) -> None:
+        script = f"; did you mean: python {name!r}" if name.endswith(".py") and os.path.exists(name) else ""
+        super().__init__(f"{name!r} cannot be started: {why}{script}")
+        self.code = code
+
+
 def run(command: Sequence[str], given: Mapping[str, str], *, fails_over_ceiling: bool = False) -> Outcome:
     """Run the command with these settings, beside those of the environment, until it ends.
 
@@ -69,7 +78,11 @@ def run(command: Sequence[str], given: Mapping[str, str], *, fails_over_ceiling:
         chosen, variables = _settled(given, directory)
         Pacer.from_settings(chosen).close()  # the run is there, with these limits, before anybody joins it
         before = booked(chosen)
-        code = _supervised(command, {**os.environ, **variables, **_surroundings(directory)})
+        try:
+            code = _supervised(command, {**os.environ, **variables, **_surroundings(directory)})
+        except NotStarted as error:
+            print(f"pacer: {error}", file=sys.stderr)
+            return Outcome(error.code, ())
         seen = tally.read(directory)
         lines = tuple(_told(chosen, before, seen))
     if fails_over_ceiling and code == 0 and seen.refused:
@@ -123,17 +136,12 @@ def _supervised(command: Sequence[str], environment: Mapping[str, str]) -> int:
         )
         code = _waited(child)
     except FileNotFoundError:
-        return _not_started(command[0], "there is no such command", NOT_FOUND)
+        raise NotStarted(command[0], "there is no such command", NOT_FOUND) from None
     except OSError as error:
-        return _not_started(command[0], error.strerror or str(error), NOT_EXECUTABLE)
+        raise NotStarted(command[0], error.strerror or str(error), NOT_EXECUTABLE) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return code if code >= 0 else 128 - code
-
-
-def _not_started(name: str, why: str, code: int) -> int:
-    print(f"pacer: {name!r} cannot be started: {why}", file=sys.stderr)
-    return code
 
 
 def _waited(child: subprocess.Popen[bytes]) -> int:
