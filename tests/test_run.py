@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-import termios
 import textwrap
-import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +17,7 @@ import pytest
 
 from pacer import Pacer
 from pacer.cli import run, tally
+from tests.commands import Terminal
 from tests.servers import CHAT, Connection, Server, answer_json, whole
 
 pytestmark = pytest.mark.processes
@@ -384,36 +381,6 @@ while not select.select([0], [], [], 0.05)[0]:  # input() may hear of a signal o
 sys.stdin.readline()
 print("interrupts", len(heard), flush=True)
 """
-
-
-class Terminal:
-    """A person at a terminal, where one program is in the foreground."""
-
-    def __init__(self, *words: str) -> None:
-        self.child, self.file = pty.fork()
-        if self.child == 0:
-            os.execve(sys.executable, [sys.executable, "-m", "pacer.cli", "run", *words], environment(TERM="dumb"))
-        self.seen = ""
-        modes = termios.tcgetattr(self.file)
-        modes[3] |= termios.NOFLSH  # an interrupt would throw away what is on its way to us
-        termios.tcsetattr(self.file, termios.TCSANOW, modes)
-
-    def until(self, text: str) -> None:
-        """Read until this is there."""
-        give_up = time.monotonic() + 30
-        while text not in self.seen and time.monotonic() < give_up:
-            if select.select([self.file], [], [], 1.0)[0]:
-                self.seen += os.read(self.file, 4096).decode()
-        assert text in self.seen, self.seen
-
-    def type(self, keys: str) -> None:
-        os.write(self.file, keys.encode())
-
-    def end(self) -> int:
-        """The exit code."""
-        code = os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
-        os.close(self.file)
-        return code
 
 
 def test_an_interactive_program_has_the_terminal_and_hears_an_interrupt_once():

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 
 from pacer import settings
-from pacer.cli import tally
+from pacer.cli import quarters, tally
 from pacer.errors import StoreError
 from pacer.pacer import Pacer
 from pacer.settings import Settings
@@ -74,7 +72,7 @@ def run(command: Sequence[str], given: Mapping[str, str], *, fails_over_ceiling:
 
     Raises: SettingsError, LimitsConflict, StoreError; the command has not been started then.
     """
-    with _private_directory() as directory:
+    with quarters.opened() as directory:
         chosen, variables = _settled(given, directory)
         Pacer.from_settings(chosen).close()  # the run is there, with these limits, before anybody joins it
         before = booked(chosen)
@@ -85,18 +83,11 @@ def run(command: Sequence[str], given: Mapping[str, str], *, fails_over_ceiling:
             return Outcome(error.code, ())
         seen = tally.read(directory)
         lines = tuple(_told(chosen, before, seen))
+    if directory.exists():
+        lines += ("processes of this command live on, under its limits; what they spend from now on is not told",)
     if fails_over_ceiling and code == 0 and seen.refused:
         code = REFUSED
     return Outcome(code, lines)
-
-
-@contextmanager
-def _private_directory() -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="pacer-"))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _settled(given: Mapping[str, str], directory: Path) -> tuple[Settings, dict[str, str]]:

@@ -5,6 +5,7 @@ It is written call by call: a process that is killed has told all that it knew. 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,9 +13,14 @@ from pathlib import Path
 
 import msgspec
 
+from pacer import settings
+from pacer.cli import quarters
+
 DIRECTORY = "TOKEN_PACER_TALLY"
 """The variable that names the directory; one that began with ``PACER_`` would be a setting."""
 STARTED, MISSING, CALLS = "started", "missing", "calls"
+
+_log = logging.getLogger("pacer")
 
 
 class Tally(msgspec.Struct, frozen=True):
@@ -29,12 +35,28 @@ class Tally(msgspec.Struct, frozen=True):
 
 def begin() -> None:
     """Pace this process, as its environment says, and write down its calls."""
+    directory = os.environ.get(DIRECTORY)
+    is_over = directory is not None and not quarters.enter(Path(directory))
     from transports import auto
 
-    auto.install()
-    directory = os.environ.get(DIRECTORY)
+    chosen = settings.load()
+    if is_over and chosen.store.startswith(f"sqlite:{directory}"):
+        _begin_too_late(chosen)
+    else:
+        auto.install()
     if directory is not None and _write not in auto.listeners:
         auto.listeners.append(_write)
+
+
+def _begin_too_late(chosen: settings.Settings) -> None:
+    """The books are gone with the command: of its ceiling nothing is left, and its rates are for this process alone."""
+    from transports import auto
+
+    auto.install(store="memory:", ceiling=None if chosen.ceiling is None else 0)
+    becomes = "not in them" if chosen.ceiling is None else "refused"
+    _log.warning(
+        "run %s: its command is over, and its books with it: calls of this process are %s", chosen.run, becomes
+    )
 
 
 def _write(waited_seconds: float, refused: bool) -> None:
