@@ -206,6 +206,16 @@ def test_a_program_that_is_ended_early_is_told_of(place, end, code):
     assert left(place) == []
 
 
+def test_an_interrupt_reaches_a_command_that_has_left_the_foreground(place):
+    """As ``timeout`` does, which makes a group of its own; it then gets the interrupt from us alone."""
+    terminal = Terminal("--ceiling", "1k", "--", "timeout", "60", sys.executable, "-c", SLEEPS)
+    terminal.until("said 200")
+    terminal.type("\x03")
+    terminal.until("KeyboardInterrupt")
+    terminal.until("1 calls, 30 tokens spent")
+    assert terminal.end() != 0
+
+
 # -------------------------------------------------------------------- living on
 
 STARTS = """

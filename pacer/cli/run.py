@@ -138,15 +138,23 @@ def _supervised(command: Sequence[str], environment: Mapping[str, str]) -> int:
 def _waited(child: subprocess.Popen[bytes]) -> int:
     while (code := child.poll()) is None:
         number, is_the_terminals = _next_signal()
-        if number != signal.SIGCHLD and not is_the_terminals:
+        if number != signal.SIGCHLD and not (is_the_terminals and _is_in_our_group(child)):
             child.send_signal(number)
     while signal.sigpending() & _PASSED_ON:  # too late for the command; nobody else is meant
         signal.sigwait(_PASSED_ON)
     return code
 
 
+def _is_in_our_group(child: subprocess.Popen[bytes]) -> bool:
+    """Some commands leave it, as ``timeout`` does."""
+    try:
+        return os.getpgid(child.pid) == os.getpgrp()
+    except ProcessLookupError:
+        return False
+
+
 def _next_signal() -> tuple[int, bool]:
-    """The next signal, and whether it came from the terminal: then the command has got it as well."""
+    """The next signal, and whether it came from the terminal: then all that are in our process group have got it."""
     if sys.platform == "linux":
         told = signal.sigwaitinfo({*_PASSED_ON, signal.SIGCHLD})
         return told.si_signo, told.si_signo in _OF_KEYS and told.si_code == _SI_KERNEL
