@@ -216,6 +216,34 @@ def test_an_interrupt_reaches_a_command_that_has_left_the_foreground(place):
     assert terminal.end() != 0
 
 
+# -------------------------------------------------------------------- first in a container
+
+FIRST = """
+import ctypes, os, sys
+ADOPTS_ORPHANS = 36  # as the first process of a container does
+ctypes.CDLL(None).prctl(ADOPTS_ORPHANS, 1)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+ORPHANS = """
+import os, pathlib, subprocess, sys, time
+for _ in range(3):
+    subprocess.run(["sh", "-c", "sleep 0.1 &"])
+children = pathlib.Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children")
+give_up = time.monotonic() + 30
+while children.read_text().split() != [str(os.getpid())] and time.monotonic() < give_up:
+    time.sleep(0.02)
+print(children.read_text() == f"{os.getpid()} ")
+raise SystemExit(7)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="containers are Linux")
+def test_orphans_do_not_pile_up_as_zombies():
+    words = [sys.executable, "-c", FIRST, *RUN[1:], "--quiet", "--", sys.executable, "-c", ORPHANS]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "True\n", "")
+
+
 # -------------------------------------------------------------------- living on
 
 STARTS = """

@@ -138,11 +138,23 @@ def _supervised(command: Sequence[str], environment: Mapping[str, str]) -> int:
 def _waited(child: subprocess.Popen[bytes]) -> int:
     while (code := child.poll()) is None:
         number, is_the_terminals = _next_signal()
-        if number != signal.SIGCHLD and not (is_the_terminals and _is_in_our_group(child)):
+        if number == signal.SIGCHLD:
+            _bury_others(child)
+        elif not (is_the_terminals and _is_in_our_group(child)):
             child.send_signal(number)
     while signal.sigpending() & _PASSED_ON:  # too late for the command; nobody else is meant
         signal.sigwait(_PASSED_ON)
     return code
+
+
+def _bury_others(child: subprocess.Popen[bytes]) -> None:
+    """The first process of a container is given all orphans, and nobody else waits for them."""
+    if sys.platform != "linux":
+        return
+    while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if ended.si_pid == child.pid:
+            return
+        os.waitpid(ended.si_pid, 0)
 
 
 def _is_in_our_group(child: subprocess.Popen[bytes]) -> bool:
