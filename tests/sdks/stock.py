@@ -215,19 +215,28 @@ def huggingface() -> Ways:
 def langchain() -> Ways:
     from langchain_openai import ChatOpenAI
 
-    model = ChatOpenAI(model=MODEL, max_tokens=CAP)
+    return as_langchain(ChatOpenAI(model=MODEL, max_tokens=CAP))
 
+
+def langchain_anthropic() -> Ways:
+    """Which takes no client."""
+    from langchain_anthropic import ChatAnthropic
+
+    return as_langchain(ChatAnthropic(model=MODEL, max_tokens=CAP))
+
+
+def as_langchain(model: Any) -> Ways:
     def ask(question: str) -> Any:
         return model.invoke(question).content
 
     def stream(question: str) -> str:
-        return "".join(str(chunk.content) for chunk in model.stream(question))
+        return "".join(chunk.text for chunk in model.stream(question))
 
     async def aask(question: str) -> Any:
         return (await model.ainvoke(question)).content
 
     async def astream(question: str) -> str:
-        return "".join([str(chunk.content) async for chunk in model.astream(question)])
+        return "".join([chunk.text async for chunk in model.astream(question)])
 
     return [ask, stream, aask, astream]
 
@@ -340,6 +349,7 @@ SCRIPTS: dict[str, Callable[[], Ways]] = {
     "ollama": ollama_chat,
     "huggingface_hub": huggingface,
     "langchain-openai": langchain,
+    "langchain-anthropic": langchain_anthropic,
     "langgraph": langgraph_nodes,
     "pydantic-ai": pydantic_agent,
     "openai-agents": openai_agents,
