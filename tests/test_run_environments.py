@@ -313,6 +313,20 @@ def test_after_a_wrapper_that_was_killed_its_command_clears_up(lives_on):
     assert said_after_all(lives_on) == "early 200\nlate 200 402\n"
 
 
+def test_who_ends_with_the_command_does_not_live_on(place):
+    """A process that hears of the end by the end of its input, a moment after the command itself."""
+    hears = "import call, sys; print('ready', flush=True); sys.stdin.read()"
+    starts = """
+import subprocess, sys
+pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], **pipes)
+child.stdout.readline()
+"""
+    done = paced("--", sys.executable, "-c", starts, hears)
+    assert "live on" not in done.stderr
+    assert left(place) == []
+
+
 def test_a_forked_child_stays_when_its_parent_leaves(place):
     into, out = os.pipe()
     with quarters.opened() as directory:

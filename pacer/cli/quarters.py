@@ -11,9 +11,13 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+PATIENCE_SECONDS = 0.5
+"""Processes that end because their command did need a moment for it."""
 
 _held: dict[Path, int] = {}
 """The directories that this process is in, and what it holds their locks with."""
@@ -29,7 +33,7 @@ def opened() -> Iterator[Path]:
     try:
         yield directory
     finally:
-        _leave(directory)
+        _leave(directory, PATIENCE_SECONDS)
 
 
 def enter(directory: Path) -> bool:
@@ -47,14 +51,24 @@ def _locked(directory: Path) -> int:
     return lock
 
 
-def _leave(directory: Path) -> None:
+def _leave(directory: Path, patience: float = 0.0) -> None:
     lock = _held.pop(directory, None)
     if lock is None:
         return
-    with suppress(OSError):  # somebody else is in there
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    give_up = time.monotonic() + patience
+    while not (is_last := _is_last(lock)) and time.monotonic() < give_up:
+        time.sleep(0.01)
+    if is_last:
         shutil.rmtree(directory, ignore_errors=True)
     os.close(lock)
+
+
+def _is_last(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _before_fork() -> None:
