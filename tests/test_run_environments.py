@@ -17,6 +17,7 @@ import pytest
 import uv
 
 from pacer.cli import quarters
+from pacer.errors import StoreError
 from tests.commands import RUN, Terminal, environment, paced, told
 from tests.servers import Server, answer_json, whole
 
@@ -169,6 +170,12 @@ def test_a_command_that_cannot_be_started_is_all_that_is_told(place, name):
     assert "cannot be started" in done.stderr
     assert ("did you mean: python" in done.stderr) == name.endswith(".py")
     assert left(place) == []
+
+
+def test_a_machine_without_a_place_for_temporary_files_is_told(monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/proc/none")
+    with pytest.raises(StoreError, match="set TMPDIR"), quarters.opened():
+        pass
 
 
 # -------------------------------------------------------------------- in a terminal

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pacer.errors import StoreError
+
 PATIENCE_SECONDS = 0.5
 """Processes that end because their command did need a moment for it."""
 
@@ -27,8 +29,11 @@ _for_child: dict[Path, int] = {}
 
 @contextmanager
 def opened() -> Iterator[Path]:
-    """A new directory, for this user alone; it is still there afterwards if others are in it."""
-    directory = Path(tempfile.mkdtemp(prefix="pacer-"))
+    """A new directory, for this user alone; it is still there afterwards if others are in it. Raises: StoreError."""
+    try:
+        directory = Path(tempfile.mkdtemp(prefix="pacer-"))
+    except OSError as error:
+        raise StoreError(f"what the command shares has no place: {error.strerror}; set TMPDIR to one") from None
     _held[directory] = _locked(directory)
     try:
         yield directory
