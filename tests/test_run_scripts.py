@@ -4,14 +4,12 @@ byte for byte as it was where no limit is set.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,30 +17,22 @@ import msgspec
 import pytest
 
 from pacer.cli.model_server import ModelServer
+from tests.commands import ROOT, RUN, environment, told
 from tests.servers import Connection, Server, answer_json, chunked, whole
 
-ROOT = Path(__file__).parent.parent
 FAN_OUT = ROOT / "tests" / "stock" / "fan_out.py"
 AGENTS, CALLS_OF_AN_AGENT = 20, 3
-NUMBERS = re.compile(r"pacer: ([\d,]+) calls, ([\d,]+) tokens spent, ([\d,]+) unknown, ([\d,]+) refused, waited")
 
 
-def ran(url: str, *before: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def ran(url: str, *before: str) -> subprocess.CompletedProcess[str]:
     """The script with the provider at ``url``, with these words before its command."""
-    there = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": "k", **variables}
     words = [*before, sys.executable, str(FAN_OUT), str(AGENTS)]
+    there = environment(OPENAI_BASE_URL=f"{url}/v1", OPENAI_API_KEY="k")
     return subprocess.run(words, capture_output=True, text=True, env=there, timeout=100)
 
 
 def paced(url: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return ran(url, sys.executable, "-m", "pacer.cli", "run", *options, "--")
-
-
-def numbers(stderr: str) -> tuple[int, ...]:
-    """Calls, spent, unknown and refused of the receipt."""
-    found = NUMBERS.search(stderr)
-    assert found is not None, stderr
-    return tuple(int(number.replace(",", "")) for number in found.groups())
+    return ran(url, *RUN, *options, "--")
 
 
 # -------------------------------------------------------------------- a real model
@@ -90,10 +80,10 @@ def test_twenty_agents_are_paced_and_capped_and_the_receipt_is_the_models_bill()
         bill = model.tokens_served() - before
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == AGENTS
-    calls, spent, unknown, refused = numbers(done.stderr)
-    assert (spent, unknown, calls) == (bill, 0, len(relay.billed))
+    assert told(done.stderr, "tokens spent") == bill
+    assert (told(done.stderr, "calls"), told(done.stderr, "unknown")) == (len(relay.billed), 0)
     assert ceiling - 150 < bill <= ceiling
-    assert refused == done.stdout.count("stopped with 402") > 0
+    assert told(done.stderr, "refused") == done.stdout.count("stopped with 402") > 0
     on_the_way = 0.5  # seconds that a call may take from the transport to the relay, where another takes none
     assert largest_draw(relay.billed, rate) <= burst + rate * on_the_way
 

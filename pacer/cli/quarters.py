@@ -51,8 +51,12 @@ def enter(directory: Path) -> bool:
 
 
 def _locked(directory: Path) -> int:
+    """Raises: OSError if it is not there any more."""
     lock = os.open(directory, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_SH)
+    if not directory.exists():  # the last one was just removing it
+        os.close(lock)
+        raise FileNotFoundError(directory)
     return lock
 
 
@@ -77,7 +81,7 @@ def _is_last(lock: int) -> bool:
 
 
 def _before_fork() -> None:
-    for directory in _held:
+    for directory in list(_held):
         with suppress(OSError):
             _for_child[directory] = _locked(directory)
 
