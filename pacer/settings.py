@@ -68,7 +68,9 @@ def _run(value: object) -> str:
 
 def _store(value: object) -> str:
     if isinstance(value, str) and "\0" not in value and _STORES.match(value):
-        return value
+        kind, _, path = value.partition(":")
+        # A shell leaves "~" as it is in the middle of a word: nobody means a directory of that name.
+        return f"{kind}:{os.path.expanduser(path)}" if kind == "sqlite" else value
     raise ValueError
 
 

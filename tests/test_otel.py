@@ -16,8 +16,8 @@ from pacer import telemetry
 from pacer.cli import otel
 from pacer.errors import SettingsError
 from tests.collector import Collector, plain
+from tests.commands import environment, paced
 from tests.servers import Server, answer_json, whole
-from tests.test_run import environment, paced
 
 pytestmark = pytest.mark.processes
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-import termios
 import textwrap
-import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +19,11 @@ import pytest
 from pacer import Pacer
 from pacer.cli import run
 from pacer.cli.model_server import ModelServer
+from tests.commands import ROOT, RUN, Terminal, environment, paced
 from tests.servers import CHAT, Connection, Server, answer_json, whole
 
 pytestmark = pytest.mark.processes
 
-ROOT = Path(__file__).parent.parent
 NUMBERS = re.compile(r"pacer: (\d+) calls, (\d+) tokens spent, (\d+) unknown, (\d+) refused, waited ([\d.]+) s\n", re.M)
 
 OPENAI = """
@@ -83,19 +79,8 @@ def script(tmp_path: Path, server: Server) -> Any:
     return write
 
 
-def environment(**variables: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-
-
-def paced(*words: str, python: str = sys.executable, **variables: str) -> subprocess.CompletedProcess[str]:
-    """``pacer run`` with these words."""
-    command = [python, "-m", "pacer.cli", "run", *words]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(**variables), timeout=60)
-
-
 def started(*words: str, **pipes: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pacer.cli", "run", *words]
-    return subprocess.Popen(command, text=True, env=environment(), **pipes)
+    return subprocess.Popen([*RUN, *words], text=True, env=environment(), **pipes)
 
 
 def numbers(stderr: str) -> tuple[int, int, int, int]:
@@ -534,36 +519,6 @@ while not select.select([0], [], [], 0.05)[0]:  # input() may hear of a signal o
 sys.stdin.readline()
 print("interrupts", len(heard), flush=True)
 """
-
-
-class Terminal:
-    """A person at a terminal, where one program is in the foreground."""
-
-    def __init__(self, *words: str) -> None:
-        self.child, self.file = pty.fork()
-        if self.child == 0:
-            os.execve(sys.executable, [sys.executable, "-m", "pacer.cli", "run", *words], environment(TERM="dumb"))
-        self.seen = ""
-        modes = termios.tcgetattr(self.file)
-        modes[3] |= termios.NOFLSH  # an interrupt would throw away what is on its way to us
-        termios.tcsetattr(self.file, termios.TCSANOW, modes)
-
-    def until(self, text: str) -> None:
-        """Read until this is there."""
-        give_up = time.monotonic() + 30
-        while text not in self.seen and time.monotonic() < give_up:
-            if select.select([self.file], [], [], 1.0)[0]:
-                self.seen += os.read(self.file, 4096).decode()
-        assert text in self.seen, self.seen
-
-    def type(self, keys: str) -> None:
-        os.write(self.file, keys.encode())
-
-    def end(self) -> int:
-        """The exit code."""
-        code = os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
-        os.close(self.file)
-        return code
 
 
 def test_an_interactive_program_has_the_terminal_and_hears_an_interrupt_once():

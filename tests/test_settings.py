@@ -88,3 +88,11 @@ def test_a_burst_without_a_rate_is_a_mistake():
 
 def test_a_ceiling_of_zero_is_a_limit():
     assert settings.explicit(ceiling=0).limits_set() == {"ceiling": 0}
+
+
+def test_the_home_directory_of_a_store_is_the_users(monkeypatch: pytest.MonkeyPatch):
+    """Not a directory that is called ``~``, as a shell leaves it in ``--store sqlite:~/books.db``."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert settings.explicit(store="sqlite:~/books.db").store == "sqlite:/home/ada/books.db"
+    assert settings.explicit(store="sqlite:./~/books.db").store == "sqlite:./~/books.db"
+    assert settings.explicit(store="redis://host/~").store == "redis://host/~"

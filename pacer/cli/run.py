@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
 from pacer import settings
-from pacer.cli import otel, tally
+from pacer.cli import otel, quarters, tally
 from pacer.cli import receipt as receipts
 from pacer.cli.outfile import Outfile
 from pacer.cli.receipt import NO_PROXY, Receipt, Standing
@@ -54,6 +51,15 @@ class Outcome(msgspec.Struct, frozen=True):
     code: int
     lines: tuple[str, ...]
     errors: tuple[str, ...]
+
+
+class NotStarted(Exception):
+    """The command cannot be started; ``code`` is what a shell would exit with."""
+
+    def __init__(self, name: str, why: str, code: int) -> None:
+        script = f"; did you mean: python {name!r}" if name.endswith(".py") and os.path.exists(name) else ""
+        super().__init__(f"{name!r} cannot be started: {why}{script}")
+        self.code = code
 
 
 class Outfiles(msgspec.Struct, frozen=True):
@@ -89,14 +95,17 @@ def run(
     command has not been started then.
     """
     asked = outfiles(receipt, report)
-    with _private_directory() as directory:
+    with quarters.opened() as directory:
         chosen, variables = _settled(given, directory)
         if exports:
             variables |= otel.variables()
         Pacer.from_settings(chosen).close()  # the run is there, with these limits, before anybody joins it
         before = receipts.standing(chosen)
         started_at, clock = time.time(), time.monotonic()
-        code = _supervised(command, {**os.environ, **variables, **_surroundings(directory)})
+        try:
+            code = _supervised(command, {**os.environ, **variables, **_surroundings(directory)})
+        except NotStarted as error:
+            return Outcome(error.code, (), (str(error),))
         seconds = time.monotonic() - clock
         made = receipts.made(
             tally.calls(directory),
@@ -112,22 +121,16 @@ def run(
         if fails_over_ceiling and code == 0 and made.refused + made.refused_by_others:
             made = replace(made, exit_code=REFUSED)
         errors = tuple(_written(made, directory, before, asked))
-    return Outcome(made.exit_code, tuple(receipts.lines(made)), errors)
+    lines = tuple(receipts.lines(made))
+    if directory.exists():
+        lines += ("processes of this command live on, under its limits; what they spend from now on is not told",)
+    return Outcome(made.exit_code, lines, errors)
 
 
 def foreign(command: Sequence[str]) -> str | None:
     """What is to be said before a command starts whose own calls nobody will see; of others the end tells."""
     name = os.path.basename(command[0])
     return f"{name} is no Python: its calls are NOT PACED, {NO_PROXY}" if name in _FOREIGN else None
-
-
-@contextmanager
-def _private_directory() -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="pacer-"))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _settled(given: Mapping[str, str], directory: Path) -> tuple[Settings, dict[str, str]]:
@@ -167,31 +170,46 @@ def _supervised(command: Sequence[str], environment: Mapping[str, str]) -> int:
         )
         code = _waited(child)
     except FileNotFoundError:
-        return _not_started(command[0], "there is no such command", NOT_FOUND)
+        raise NotStarted(command[0], "there is no such command", NOT_FOUND) from None
     except OSError as error:
-        return _not_started(command[0], error.strerror or str(error), NOT_EXECUTABLE)
+        raise NotStarted(command[0], error.strerror or str(error), NOT_EXECUTABLE) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return code if code >= 0 else 128 - code
 
 
-def _not_started(name: str, why: str, code: int) -> int:
-    print(f"pacer: {name!r} cannot be started: {why}", file=sys.stderr)
-    return code
-
-
 def _waited(child: subprocess.Popen[bytes]) -> int:
     while (code := child.poll()) is None:
         number, is_the_terminals = _next_signal()
-        if number != signal.SIGCHLD and not is_the_terminals:
+        if number == signal.SIGCHLD:
+            _bury_others(child)
+        elif not (is_the_terminals and _is_in_our_group(child)):
             child.send_signal(number)
     while signal.sigpending() & _PASSED_ON:  # too late for the command; nobody else is meant
         signal.sigwait(_PASSED_ON)
     return code
 
 
+def _bury_others(child: subprocess.Popen[bytes]) -> None:
+    """The first process of a container is given all orphans, and nobody else waits for them."""
+    if sys.platform != "linux":
+        return
+    while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if ended.si_pid == child.pid:
+            return
+        os.waitpid(ended.si_pid, 0)
+
+
+def _is_in_our_group(child: subprocess.Popen[bytes]) -> bool:
+    """Some commands leave it, as ``timeout`` does."""
+    try:
+        return os.getpgid(child.pid) == os.getpgrp()
+    except ProcessLookupError:
+        return False
+
+
 def _next_signal() -> tuple[int, bool]:
-    """The next signal, and whether it came from the terminal: then the command has got it as well."""
+    """The next signal, and whether it came from the terminal: then all that are in our process group have got it."""
     if sys.platform == "linux":
         told = signal.sigwaitinfo({*_PASSED_ON, signal.SIGCHLD})
         return told.si_signo, told.si_signo in _OF_KEYS and told.si_code == _SI_KERNEL

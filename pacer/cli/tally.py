@@ -5,6 +5,7 @@ It is written call by call: a process that is killed has told all that it knew. 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -15,13 +16,12 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta
 
-from pacer.cli import uncovered
+from pacer import settings
+from pacer.cli import otel, quarters, uncovered
 from pacer.usage import Source
 
 if TYPE_CHECKING:
     from pacer.telemetry import Ended
-
-from pacer.cli import otel
 
 DIRECTORY = "TOKEN_PACER_TALLY"
 """The variable that names the directory; one that began with ``PACER_`` would be a setting."""
@@ -70,6 +70,9 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.source not in (None, "void")
 
 
+_log = logging.getLogger("pacer")
+
+
 class Tally(msgspec.Struct, frozen=True):
     """What was written beside the calls.
 
@@ -90,11 +93,27 @@ def begin() -> None:
     from pacer import telemetry
     from transports import auto
 
-    auto.install()
-    otel.begin()
     directory = os.environ.get(DIRECTORY)
+    is_over = directory is not None and not quarters.enter(Path(directory))
+    chosen = settings.load()
+    if is_over and chosen.store.startswith(f"sqlite:{directory}"):
+        _begin_too_late(chosen)
+    else:
+        auto.install()
+    otel.begin()
     if directory is not None and not any(isinstance(listener, _Writer) for listener in telemetry.listeners):
         telemetry.listeners.append(_Writer(Path(directory)))
+
+
+def _begin_too_late(chosen: settings.Settings) -> None:
+    """The books are gone with the command: of its ceiling nothing is left, and its rates are for this process alone."""
+    from transports import auto
+
+    auto.install(store="memory:", ceiling=None if chosen.ceiling is None else 0)
+    becomes = "not in them" if chosen.ceiling is None else "refused"
+    _log.warning(
+        "run %s: its command is over, and its books with it: calls of this process are %s", chosen.run, becomes
+    )
 
 
 class _Writer:

@@ -29,8 +29,8 @@ import transports
 from pacer import settings
 from pacer.pacer import join
 from tests.collector import Collector
+from tests.commands import environment
 from tests.sdks.provider import Provider
-from tests.test_run import environment
 
 EXPORTER = InMemorySpanExporter()
 INSTRUMENTATIONS = (OpenAIInstrumentor, HTTPXClientInstrumentor, HTTPX2ClientInstrumentor)

@@ -25,16 +25,23 @@ class _Door:
             os.execl = _execl_behind_us  # type: ignore[assignment]
         if name not in ("httpx", "httpx2"):
             return None
-        try:
-            import transports  # noqa: F401  # tells whether it is there
-            from pacer.cli import tally
-        except ImportError:
-            _append("missing", sys.executable)
-            sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not _Door]
-            return None
-        tally.begin()
+        is_paced = _begin()
         sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not _Door]
-        return importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and not is_paced:
+            _append("missing", sys.executable)
+        return spec
+
+
+def _begin() -> bool:
+    """Let the transports in, if they are there."""
+    try:
+        import transports  # noqa: F401  # tells whether it is there
+        from pacer.cli import tally
+    except ImportError:
+        return False
+    tally.begin()
+    return True
 
 
 def _append(name: str, line: str) -> None:
