@@ -159,7 +159,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @_with_settings
 def run_command(
     command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="The command, after --.")],
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing at the end.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No line of status, and nothing at the end.")] = False,
     fail_over_ceiling: Annotated[
         bool, typer.Option("--fail-over-ceiling", help="Exit with 3 if it succeeded and a call was refused.")
     ] = False,
@@ -168,7 +168,7 @@ def run_command(
     """Run a command; every client of httpx and httpx2 in its Python processes is paced, with no change to them."""
     asked = {name: text for name, text in given.items() if text is not None}
     with _errors_told():
-        outcome = runner.run(command, asked, fails_over_ceiling=fail_over_ceiling)
+        outcome = runner.run(command, asked, fails_over_ceiling=fail_over_ceiling, shows_line=not quiet)
     if not quiet:
         for line in outcome.lines:
             typer.echo(f"pacer: {screen.plain(line)}", err=True)

@@ -13,13 +13,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import msgspec
 
 from pacer import settings
-from pacer.cli import tally
+from pacer.cli import live, tally
 from pacer.errors import StoreError
 from pacer.pacer import Pacer
 from pacer.settings import Settings
@@ -34,7 +34,7 @@ NOT_EXECUTABLE, NOT_FOUND = 126, 127
 """Exit codes of a command that cannot be started, as a shell has them."""
 
 _PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
-_OF_KEYS = {signal.SIGINT, signal.SIGQUIT}
+_OF_KEYS = {signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP}
 """What a terminal sends to all in its foreground; a hangup goes to its first process alone."""
 _SI_KERNEL = 0x80
 _LIMITS = ("ceiling", "agent_ceiling", *settings.RatesInput.__annotations__, "requests_per_second")
@@ -60,8 +60,11 @@ class Outcome(msgspec.Struct, frozen=True):
     lines: tuple[str, ...]
 
 
-def run(command: Sequence[str], given: Mapping[str, str], *, fails_over_ceiling: bool = False) -> Outcome:
-    """Run the command with these settings, beside those of the environment, until it ends.
+def run(
+    command: Sequence[str], given: Mapping[str, str], *, fails_over_ceiling: bool = False, shows_line: bool = False
+) -> Outcome:
+    """Run the command with these settings, beside those of the environment, until it ends; with a line of status on a
+    terminal, if it ``shows_line``.
 
     Raises: SettingsError, LimitsConflict, StoreError; the command has not been started then.
     """
@@ -69,7 +72,8 @@ def run(command: Sequence[str], given: Mapping[str, str], *, fails_over_ceiling:
         chosen, variables = _settled(given, directory)
         Pacer.from_settings(chosen).close()  # the run is there, with these limits, before anybody joins it
         before = booked(chosen)
-        code = _supervised(command, {**os.environ, **variables, **_surroundings(directory)})
+        line = live.on_stderr(chosen) if shows_line else None
+        code = _supervised(command, {**os.environ, **variables, **_surroundings(directory)}, line)
         seen = tally.read(directory)
         lines = tuple(_told(chosen, before, seen))
     if fails_over_ceiling and code == 0 and seen.refused:
@@ -110,18 +114,20 @@ def _surroundings(directory: Path) -> dict[str, str]:
 # -------------------------------------------------------------------- the command
 
 
-def _supervised(command: Sequence[str], environment: Mapping[str, str]) -> int:
+def _supervised(command: Sequence[str], environment: Mapping[str, str], line: live.StatusLine | None) -> int:
     """The exit code of the command; what is sent to us meanwhile is passed on to it."""
     signal.signal(signal.SIGCHLD, lambda *_: None)  # ignored, it would not wake us
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_PASSED_ON, signal.SIGCHLD})
+    heard = {*_PASSED_ON, signal.SIGCHLD, *(line.signals if line else ())}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, heard)
     try:
-        # Nothing is lost between the start and the wait: until then all signals are kept back.
-        child = subprocess.Popen(  # noqa: S603  # this is what we were asked to run
-            list(command),
-            env=dict(environment),
-            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),
-        )
-        code = _waited(child)
+        with line or nullcontext():
+            # Nothing is lost between the start and the wait: until then all signals are kept back.
+            child = subprocess.Popen(  # noqa: S603  # this is what we were asked to run
+                list(command),
+                env=dict(environment),
+                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),
+            )
+            code = _waited(child, heard, line)
     except FileNotFoundError:
         return _not_started(command[0], "there is no such command", NOT_FOUND)
     except OSError as error:
@@ -136,22 +142,38 @@ def _not_started(name: str, why: str, code: int) -> int:
     return code
 
 
-def _waited(child: subprocess.Popen[bytes]) -> int:
+def _waited(child: subprocess.Popen[bytes], heard: set[signal.Signals], line: live.StatusLine | None) -> int:
+    if line is not None:
+        line.start()
     while (code := child.poll()) is None:
-        number, is_the_terminals = _next_signal()
-        if number != signal.SIGCHLD and not is_the_terminals:
+        number, is_the_terminals = _next_signal(heard)
+        if number != signal.SIGCHLD and number != signal.SIGWINCH and not is_the_terminals:
             child.send_signal(number)
+        if line is not None and number == signal.SIGWINCH:
+            line.look()
+        if line is not None and number == signal.SIGTSTP:
+            _stop(line)
+            child.send_signal(signal.SIGCONT)  # who continues us alone means both
     while signal.sigpending() & _PASSED_ON:  # too late for the command; nobody else is meant
         signal.sigwait(_PASSED_ON)
     return code
 
 
-def _next_signal() -> tuple[int, bool]:
+def _stop(line: live.StatusLine) -> None:
+    """Stop as it was asked for, with the terminal left as it was, until somebody continues us."""
+    line.give_way()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
+    os.kill(os.getpid(), signal.SIGTSTP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
+    line.come_back()
+
+
+def _next_signal(heard: set[signal.Signals]) -> tuple[int, bool]:
     """The next signal, and whether it came from the terminal: then the command has got it as well."""
     if sys.platform == "linux":
-        told = signal.sigwaitinfo({*_PASSED_ON, signal.SIGCHLD})
+        told = signal.sigwaitinfo(heard)
         return told.si_signo, told.si_signo in _OF_KEYS and told.si_code == _SI_KERNEL
-    number = signal.sigwait({*_PASSED_ON, signal.SIGCHLD})
+    number = signal.sigwait(heard)
     return number, number in _OF_KEYS and _has_the_terminal()
 
 
