@@ -136,7 +136,7 @@ def _variants(now: Standing, speed: float, age: float) -> Iterator[list[str]]:
     waiting = f"{now.waiting:,} waiting" if now.waiting else ""
     why = waiting + _why(now, age)
     paused = "PAUSED" if now.paused else ""
-    for bar, number in ((10, _exact), (6, brief), (4, brief), (0, brief)):
+    for bar, number in ((10, _exact), (5, brief), (0, brief)):
         yield [paused, _speed(now, speed, bar), _booked(now, number), flight, why]
     yield [paused, _speed(now, speed, 0), _booked(now, brief), flight, waiting]
     yield [paused, _speed(now, speed, 0), _used(now) or _booked(now, brief), why]

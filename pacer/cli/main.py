@@ -82,6 +82,25 @@ def status(
 
 
 @app.command()
+def top(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Else PACER_RUN, or the run used last.")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", help="Else PACER_STORE, or that of the command last started by run.")
+    ] = None,
+) -> None:
+    """Watch a run: its agents with their bars, its rates, who waits for what, once a second; q ends it."""
+    from pacer.cli import top as watcher  # the other commands do without it
+
+    if not watcher.is_possible():
+        _fail("top needs a terminal: elsewhere, use pacer status --json", 2)
+    with _errors_told():
+        if store is None and _chosen(None).store == "memory:":
+            store = watcher.own_store()
+        row = _row(store, run)
+        watcher.watch(_chosen(store, row.pacer), row)
+
+
+@app.command()
 def end(
     run: RunArgument,
     store: StoreOption = None,

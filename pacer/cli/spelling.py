@@ -31,7 +31,7 @@ def short(amount: int | None) -> str:
 def brief(amount: int) -> str:
     """At most five characters below a billion, the first three digits of it."""
     if 10_000 <= abs(amount) < 10**6:
-        return f"{amount / 1_000:.{1 if abs(amount) < 100_000 else 0}f}k"
+        return f"{amount / 1_000:.{1 if abs(amount) < 100_000 else 0}f}".removesuffix(".0") + "k"
     return short(amount)
 
 

@@ -60,7 +60,7 @@ class Watch(Generic[T]):
             while not self._is_over.wait(pause):
                 began = time.monotonic()
                 self.reading = self._look(vault)
-                took = time.monotonic() - began
+                took = 0.0 if self.reading.trouble else time.monotonic() - began
                 pause = max(self._seconds, min(took * IDLE, LONGEST_PAUSE_SECONDS))
 
     def _look(self, vault: Vault) -> Reading[T]:
