@@ -94,8 +94,8 @@ def top(
     if not watcher.is_possible():
         _fail("top needs a terminal: elsewhere, use pacer status --json", 2)
     with _errors_told():
-        if store is None and _chosen(None).store == "memory:":
-            store = watcher.own_store()
+        if store is None and _chosen(None).store == "memory:" and (store := watcher.own_store()) is None:
+            raise SettingsError("nothing to watch: start a command with pacer run, or name a store with --store")
         row = _row(store, run)
         watcher.watch(_chosen(store, row.pacer), row)
 

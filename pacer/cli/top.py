@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -29,6 +28,7 @@ from pacer.settings import Settings
 from pacer.store.vault import Away, Forgotten, RunRow, Vault
 
 REFRESH_SECONDS = 1.0
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
 OURS = "pacer-*/books.db"
 """Where below the directory for temporary files ``pacer run`` keeps the books of a command."""
 
@@ -40,7 +40,7 @@ def own_store() -> str | None:
         with suppress(OSError):
             made = path.parent.lstat()
             if made.st_uid == os.getuid():
-                found.append((made.st_ctime, path))
+                found.append((made.st_mtime, path))
     return f"sqlite:{max(found)[1]}" if found else None
 
 
@@ -55,13 +55,11 @@ def watch(chosen: Settings, row: RunRow) -> None:
     watching = Watch(chosen, partial(_read, row), REFRESH_SECONDS)
     watching.start()
     picture = _Picture(watching, name)
-    try:
-        while _is_stopped(console, picture):
-            _stop()
-    except KeyboardInterrupt:
-        return
-    finally:
-        watching.stop()
+    while (number := _drawn(console, picture)) == signal.SIGTSTP:
+        os.kill(os.getpid(), signal.SIGTSTP)
+    watching.stop()
+    if number not in (0, signal.SIGINT):
+        raise SystemExit(128 + number)
     last = watching.reading
     if last.is_gone:
         if last.value is not None:
@@ -117,19 +115,21 @@ class _Picture:
 # -------------------------------------------------------------------- the terminal
 
 
-def _is_stopped(console: Console, picture: _Picture) -> bool:
-    """Draw until somebody wants it to end, or (Ctrl-Z) to stop: then there is more to come."""
-    with _single_keys(), _signals() as (woken, wishes), Live(console=console, screen=True, auto_refresh=False) as live:
+def _drawn(console: Console, picture: _Picture) -> int:
+    """Draw until somebody has seen enough or the books are gone; the signal that asked for it, else 0."""
+    with _single_keys(), _signals() as (woken, heard), Live(console=console, screen=True, auto_refresh=False) as live:
         while not picture.is_over:
             live.update(picture.at(time.monotonic(), console.size.height), refresh=True)
             ready, _, _ = select.select([sys.stdin, woken], [], [], REFRESH_SECONDS)
             if woken in ready:
                 os.read(woken, 4096)
-            if signal.SIGTSTP in wishes:
-                return True
-            if sys.stdin in ready and os.read(sys.stdin.fileno(), 64)[:1] in (b"q", b"Q", b""):
-                return False
-    return False
+            if heard:
+                return heard[0]
+            if sys.stdin in ready:
+                keys = os.read(sys.stdin.fileno(), 64)
+                if not keys or b"q" in keys.lower():
+                    return 0
+    return 0
 
 
 @contextmanager
@@ -145,22 +145,14 @@ def _single_keys() -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[tuple[int, list[int]]]:
-    """A file that can be read as soon as there is something to look at, and the signals that were heard."""
+    """A file that can be read as soon as there is something to look at, and the signals that mean to end it."""
     heard: list[int] = []
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        heard.append(number)
-        if number in (signal.SIGTERM, signal.SIGHUP):
-            raise SystemExit(128 + number)  # the terminal is put back on the way out
-
+    meant = [number for number in ENDS if signal.getsignal(number) != signal.SIG_IGN]
     woken, wakes = os.pipe()
     os.set_blocking(wakes, False)
     file = signal.set_wakeup_fd(wakes)
-    kept = {
-        number: signal.signal(number, hear)
-        for number in (signal.SIGWINCH, signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) != signal.SIG_IGN
-    }
+    kept = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in meant}
+    kept[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, lambda *_: None)  # ignored, it would wake nobody
     try:
         yield woken, heard
     finally:
@@ -169,7 +161,3 @@ def _signals() -> Iterator[tuple[int, list[int]]]:
         signal.set_wakeup_fd(file)
         os.close(woken)
         os.close(wakes)
-
-
-def _stop() -> None:
-    os.kill(os.getpid(), signal.SIGTSTP)
