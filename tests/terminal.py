@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import os
 import pty
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyte
 
@@ -20,11 +22,31 @@ ROOT = Path(__file__).parent.parent
 PACER = (sys.executable, "-m", "pacer.cli")
 
 
+OTHER_SCREEN = 1049
+
+
+class Screen(pyte.HistoryScreen):
+    """Two of them, as terminals have them: the other one is for programs that draw on all of it."""
+
+    _first: tuple[Any, Any] | None = None
+
+    def set_mode(self, *modes: int, **more: Any) -> None:
+        if OTHER_SCREEN in modes:
+            self._first = copy.deepcopy(self.buffer), copy.copy(self.cursor)
+            self.erase_in_display(2)
+        super().set_mode(*modes, **more)
+
+    def reset_mode(self, *modes: int, **more: Any) -> None:
+        super().reset_mode(*modes, **more)
+        if OTHER_SCREEN in modes and self._first is not None:
+            self.buffer, self.cursor = self._first
+
+
 class Terminal:
     """The screen, and the hands."""
 
     def __init__(self, *command: str, rows: int = 12, columns: int = 80, **variables: str) -> None:
-        self.screen = pyte.HistoryScreen(columns, rows, history=20_000, ratio=0.5)
+        self.screen = Screen(columns, rows, history=20_000, ratio=0.5)
         self._stream = pyte.ByteStream(self.screen)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "LC_ALL": "C.UTF-8", **variables}
         self.child, self.file = pty.fork()

@@ -247,6 +247,20 @@ def test_what_a_program_writes_is_there_as_it_is_without_us(code):
 
 
 @pytest.mark.processes
+def test_what_is_on_the_screen_already_makes_room_for_the_line():
+    """The cursor is in the last row, and in the middle of it."""
+    words = ("sh", "-c", 'seq 20; printf "a prompt: "; exec "$@"', "sh")
+    with terminal(*words, *RUN, "--", *python("input('1? ')"), rows=6) as shown:
+        shown.until_shown("1?")
+        wait_for_line(shown)
+        assert shown.lines()[:5] == ["17", "18", "19", "20", "a prompt: 1?"]
+        shown.type("\n")
+        assert shown.end() == 0
+        assert shown.all_lines()[16:21] == ["17", "18", "19", "20", "a prompt: 1?"]
+        assert_clean(shown, 6)
+
+
+@pytest.mark.processes
 def test_a_scroll_region_that_a_program_resets_is_set_again():
     code = "input('1? '); print('\\x1b[r\\x1b[7;1H', end=''); input('2? ')\nfor i in range(30): print(i)\ninput('3? ')"
     with terminal(*RUN, "--", *python(code), rows=8) as shown:
@@ -320,16 +334,16 @@ rows = os.get_terminal_size().lines
 sys.stdout.write('\\x1b[%d;1HLAST' % rows)
 sys.stdout.flush()
 os.read(0, 1)
-sys.stdout.write('\\x1b[?1049l\\x1b[2J\\x1b[H')  # pyte has no other screen
+sys.stdout.write('\\x1b[?1049l')
 sys.stdout.flush()
 termios.tcsetattr(0, termios.TCSANOW, before)
-input('2? ')
 """
 
 
 @pytest.mark.processes
-def test_the_line_gives_way_to_a_program_that_has_the_screen_to_itself():
-    with terminal(*RUN, "--", *python(FULL_SCREEN)) as shown:
+@pytest.mark.parametrize("then", ["", "input('2? ')"])
+def test_the_line_gives_way_to_a_program_that_has_the_screen_to_itself(then):
+    with terminal(*RUN, "--", *python(FULL_SCREEN + then)) as shown:
         shown.until_shown("1?")
         wait_for_line(shown)
         shown.type("\n")
@@ -339,10 +353,11 @@ def test_the_line_gives_way_to_a_program_that_has_the_screen_to_itself():
         shown.until_below("LAST")
         assert shown.screen.margins is None
         shown.type("x")
-        shown.until_shown("2?")
-        wait_for_line(shown)
-        assert shown.window() == (11, 80)
-        shown.type("\n")
+        if then:
+            shown.until_shown("2?")
+            shown.until(lambda: shown.window() == (11, 80))
+            wait_for_line(shown)
+            shown.type("\n")
         assert shown.end() == 0
         assert_clean(shown)
 

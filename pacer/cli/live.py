@@ -17,7 +17,6 @@ import math
 import os
 import signal
 import struct
-import sys
 import termios
 import threading
 import time
@@ -402,13 +401,13 @@ class StatusLine:
         os.write(self._terminal, sequence.encode())
 
 
-def on_stderr(chosen: Settings) -> StatusLine | None:
-    """The line for the runs of a pacer, if stderr is a terminal that can have one and has none yet."""
+def on_terminal(file: int, chosen: Settings) -> StatusLine | None:
+    """The line for the runs of a pacer, if this is a terminal that can have one and has none yet."""
     if os.environ.get("TERM", "") in NOT_FOR:
         return None
     try:
-        terminal = os.open(os.ttyname(sys.stderr.fileno()), os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    except (OSError, ValueError):
+        terminal = os.open(os.ttyname(file), os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
         return None
     try:
         fcntl.flock(terminal, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two lines would push each other up

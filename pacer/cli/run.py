@@ -15,17 +15,22 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from pacer import settings
-from pacer.cli import live, tally
+from pacer.cli import tally
 from pacer.errors import StoreError
 from pacer.pacer import Pacer
 from pacer.settings import Settings
 from pacer.store.opening import vault_of
 from pacer.store.vault import Away, Forgotten
 
+if TYPE_CHECKING:
+    from pacer.cli.live import StatusLine
+
+STDERR = 2
 SITE = Path(__file__).parent / "site"
 """Stands first on the path of every Python, and has nothing but a ``sitecustomize``."""
 REFUSED = 3
@@ -72,7 +77,7 @@ def run(
         chosen, variables = _settled(given, directory)
         Pacer.from_settings(chosen).close()  # the run is there, with these limits, before anybody joins it
         before = booked(chosen)
-        line = live.on_stderr(chosen) if shows_line else None
+        line = _line(chosen) if shows_line else None
         code = _supervised(command, {**os.environ, **variables, **_surroundings(directory)}, line)
         seen = tally.read(directory)
         lines = tuple(_told(chosen, before, seen))
@@ -114,7 +119,15 @@ def _surroundings(directory: Path) -> dict[str, str]:
 # -------------------------------------------------------------------- the command
 
 
-def _supervised(command: Sequence[str], environment: Mapping[str, str], line: live.StatusLine | None) -> int:
+def _line(chosen: Settings) -> StatusLine | None:
+    if not os.isatty(STDERR):
+        return None
+    from pacer.cli import live  # who has no terminal does not wait for it
+
+    return live.on_terminal(STDERR, chosen)
+
+
+def _supervised(command: Sequence[str], environment: Mapping[str, str], line: StatusLine | None) -> int:
     """The exit code of the command; what is sent to us meanwhile is passed on to it."""
     signal.signal(signal.SIGCHLD, lambda *_: None)  # ignored, it would not wake us
     heard = {*_PASSED_ON, signal.SIGCHLD, *(line.signals if line else ())}
@@ -142,7 +155,7 @@ def _not_started(name: str, why: str, code: int) -> int:
     return code
 
 
-def _waited(child: subprocess.Popen[bytes], heard: set[signal.Signals], line: live.StatusLine | None) -> int:
+def _waited(child: subprocess.Popen[bytes], heard: set[signal.Signals], line: StatusLine | None) -> int:
     if line is not None:
         line.start()
     while (code := child.poll()) is None:
@@ -159,7 +172,7 @@ def _waited(child: subprocess.Popen[bytes], heard: set[signal.Signals], line: li
     return code
 
 
-def _stop(line: live.StatusLine) -> None:
+def _stop(line: StatusLine) -> None:
     """Stop as it was asked for, with the terminal left as it was, until somebody continues us."""
     line.give_way()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
