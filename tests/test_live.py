@@ -231,6 +231,8 @@ input('2? ')
 @pytest.mark.processes
 @pytest.mark.parametrize("code", PROGRAMS.values(), ids=PROGRAMS)
 def test_what_a_program_writes_is_there_as_it_is_without_us(code):
+    """Slow with 10,000 lines, which the emulated terminal reads twice."""
+
     def written(*command: str, rows: int, with_line: bool) -> str:
         with terminal(*command, rows=rows) as shown:
             for number in range(code.count("input(")):

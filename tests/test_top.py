@@ -142,7 +142,7 @@ def test_it_follows_a_run_until_it_is_ended_and_leaves_the_terminal_as_it_was(st
     with vault(store) as opened, watched(store, "nightly") as shown:
         before = modes(shown)
         shown.until_shown("0 spent")
-        assert shown.lines()[-1] == "q: quit"
+        shown.until_below("q: quit")
         book(opened, "nightly", 300)
         opened.renew(told(nightly={"agents": [agent("planner", 300)]}))
         shown.until_shown("300 spent")
@@ -227,5 +227,5 @@ def test_it_can_be_stopped_and_continued(store):
         shown.type("clear; fg\n")
         shown.until_below("q: quit")
         shown.type("q")
-        shown.until_below("PROMPT")
+        shown.until_shown("PROMPT")
         assert modes(shown)[3] & (termios.ICANON | termios.ECHO) == before[3] & (termios.ICANON | termios.ECHO)

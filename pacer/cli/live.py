@@ -41,7 +41,7 @@ SPEED_SECONDS = 10.0
 SILENT_SECONDS = 3.0
 """A store that has not answered for so long is told."""
 TICK_SECONDS = 0.25
-"""So often it is looked whether anything has changed; each answer of a terminal takes microseconds."""
+"""So often it is looked whether anything has changed."""
 CALM_SECONDS = 0.5
 """Where the line has given way, the terminal must be ours to draw on for so long before it comes back."""
 HEAL_SECONDS = 1.0
@@ -329,6 +329,7 @@ class StatusLine:
 
     def _tick(self, wish: _Wish, now: float) -> None:
         if wish == "away":
+            self._disturbed_at = now
             self._leave()
             self._is_away.set()
         elif not self._is_ours():
@@ -385,7 +386,7 @@ class StatusLine:
             self._write(moved())
 
     def _erase_old(self) -> None:
-        """A program on the other screen brings back the first one with our line on it, erased on its own as it is."""
+        """Where it was erased on a program's other screen, the first one came back with it: nothing else is below."""
         if self._is_hidden:
             self._is_hidden = False
             self._write(ERASE_BELOW)

@@ -96,7 +96,7 @@ class _Picture:
     def at(self, now: float, height: int) -> RenderableType:
         reading = self._watching.reading
         if reading.value is None:
-            return f"reading the books of {self._name} ... {reading.trouble}"
+            return f"reading the books of {self._name} ... {plain(reading.trouble)}"
         if reading is not self._seen and not reading.trouble:
             self._tokens_per_second = self._speed.at(reading.at, reading.value.spent + reading.value.unknown)
             self._was_alive |= reading.value.processes > 0
