@@ -28,9 +28,9 @@ SMALL_BAR = 8
 _Row = tuple[RenderableType, ...]
 
 
-def as_json(value: object) -> str:
+def as_json(value: object, indent: int | None = None) -> str:
     """Values as JSON of ASCII letters."""
-    return json.dumps(msgspec.to_builtins(value)).replace("\x7f", "\\u007f")
+    return json.dumps(msgspec.to_builtins(value), indent=indent).replace("\x7f", "\\u007f")
 
 
 def console() -> Console:

@@ -14,7 +14,7 @@ from pacer.shared import SharedAdmission
 from pacer.store import Store
 from pacer.store.journal import Journal
 from pacer.store.memory import MemoryStore
-from pacer.store.shared import SharedStore
+from pacer.store.shared import SharedStore, attempts
 from pacer.store.vault import Away, Opened, Vault
 from pacer.ticket import gates_of
 from pacer.usage import Kind
@@ -75,7 +75,7 @@ def _opened(vault: Vault, chosen: Settings) -> Opened:
     """The books of the run; what is in force there holds, unless these settings are to change it for all."""
     limits = limits_of(chosen)
     try:
-        opened = vault.open(chosen.run, chosen.ceiling, limits)
+        opened = attempts(chosen.store_grace)(vault.open, chosen.run, chosen.ceiling, limits)
         if chosen.update_limits:
             changes = [Change(limits=limits)] if limits else []
             if "ceiling" in chosen.model_fields_set:
