@@ -85,13 +85,6 @@ def test_the_largest_second_is_found_wherever_it_begins():
     assert demo.largest_second(calls) == 13
 
 
-def test_the_speed_is_that_of_the_last_stretch():
-    speed = demo.Speed()
-    assert speed.at(0.0, 0) == 0.0
-    assert speed.at(2.0, 100) == 50.0
-    assert speed.at(8.0, 100) == 0.0
-
-
 @pytest.mark.model
 @pytest.mark.xdist_group("model")
 def test_the_demo_itself():

@@ -29,6 +29,7 @@ from rich.live import Live
 from rich.table import Table
 
 from pacer.cli.model_server import MODEL, ModelServer
+from pacer.cli.watch import Speed
 from pacer.errors import SettingsError
 from pacer.pacer import Pacer
 from transports import BudgetTransport, Receipt
@@ -151,21 +152,6 @@ class Check:
     text: str
 
 
-class Speed:
-    """Tokens per second of the last stretch, from a total that is looked at now and then."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
-
-    def at(self, now: float, total: int) -> float:
-        """The speed, given the total at ``now``."""
-        self._seen.append((now, total))
-        while now - self._seen[0][0] > SPEED_SECONDS:
-            self._seen.popleft()
-        since, before = self._seen[0]
-        return (total - before) / (now - since) if now > since else 0.0
-
-
 def bare_run(server: ModelServer, agents: int, console: Console) -> Outcome:
     """The fleet with a client as it comes."""
     fleet = Fleet(agents, server.url, _network(), asks_usage=True)
@@ -175,7 +161,7 @@ def bare_run(server: ModelServer, agents: int, console: Console) -> Outcome:
 
 def paced_run(server: ModelServer, agents: int, console: Console, pacer: Pacer) -> Outcome:
     """The same fleet, with the transport that is all the difference."""
-    speed = Speed()
+    speed = Speed(SPEED_SECONDS)
     fleet = Fleet(agents, server.url, BudgetTransport(_network(), pacer=pacer), asks_usage=False)
     seconds, served = _watched(fleet, server, _live(console, lambda: paced_table(pacer, speed)))
     calls = [_as_call(receipt) for receipt in fleet.receipts]

@@ -119,6 +119,25 @@ def status(
 
 
 @app.command()
+def top(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Else PACER_RUN, or the run used last.")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", help="Else PACER_STORE, or that of the command last started by run.")
+    ] = None,
+) -> None:
+    """Watch a run: its agents with their bars, its rates, who waits for what, once a second; q ends it."""
+    from pacer.cli import top as watcher  # the other commands do without it
+
+    if not watcher.is_possible():
+        _fail("top needs a terminal: elsewhere, use pacer status --json", 2)
+    with _errors_told():
+        if store is None and _chosen(None).store == "memory:" and (store := watcher.own_store()) is None:
+            raise SettingsError("nothing to watch: start a command with pacer run, or name a store with --store")
+        row = _row(store, run)
+        watcher.watch(_chosen(store, row.pacer), row)
+
+
+@app.command()
 def end(
     run: RunArgument,
     store: StoreOption = None,
@@ -196,7 +215,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @_with_settings
 def run_command(
     command: Annotated[list[str] | None, typer.Argument(metavar="COMMAND", help="The command, after --.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing at the end.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No line of status, and nothing at the end.")] = False,
     fail_over_ceiling: Annotated[
         bool, typer.Option("--fail-over-ceiling", help="Exit with 3 if it succeeded and a call was refused.")
     ] = False,
@@ -221,6 +240,7 @@ def run_command(
             exports=otel,
             receipt=receipt,
             report=report,
+            shows_line=not quiet,
         )
     for line in (*(() if quiet else outcome.lines), *outcome.errors):
         typer.echo(f"pacer: {screen.plain(line)}", err=True)

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
@@ -27,6 +29,10 @@ from pacer.pacer import Pacer
 from pacer.settings import Settings
 from pacer.store.vault import Away, Forgotten
 
+if TYPE_CHECKING:
+    from pacer.cli.live import StatusLine
+
+STDERR = 2
 SITE = Path(__file__).parent / "site"
 """Stands first on the path of every Python, and has nothing but a ``sitecustomize``."""
 REFUSED = 3
@@ -35,7 +41,7 @@ NOT_EXECUTABLE, NOT_FOUND = 126, 127
 """Exit codes of a command that cannot be started, as a shell has them."""
 
 _PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
-_OF_KEYS = {signal.SIGINT, signal.SIGQUIT}
+_OF_KEYS = {signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP}
 """What a terminal sends to all in its foreground; a hangup goes to its first process alone."""
 _SI_KERNEL = 0x80
 _FOREIGN = (
@@ -88,11 +94,12 @@ def run(
     exports: bool = False,
     receipt: str | None = None,
     report: str | None = None,
+    shows_line: bool = False,
 ) -> Outcome:
     """Run the command with these settings, beside those of the environment, until it ends. ``exports``: see otel.py.
 
-    ``receipt`` and ``report`` are files that are written then. Raises: SettingsError, LimitsConflict, StoreError; the
-    command has not been started then.
+    ``receipt`` and ``report`` are files that are written then; ``shows_line``: see live.py. Raises: SettingsError,
+    LimitsConflict, StoreError; the command has not been started then.
     """
     asked = outfiles(receipt, report)
     with quarters.opened() as directory:
@@ -102,8 +109,9 @@ def run(
         Pacer.from_settings(chosen).close()  # the run is there, with these limits, before anybody joins it
         before = receipts.standing(chosen)
         started_at, clock = time.time(), time.monotonic()
+        line = _line(chosen) if shows_line else None
         try:
-            code = _supervised(command, {**os.environ, **variables, **_surroundings(directory)})
+            code = _supervised(command, {**os.environ, **variables, **_surroundings(directory)}, line)
         except NotStarted as error:
             return Outcome(error.code, (), (str(error),))
         seconds = time.monotonic() - clock
@@ -157,18 +165,28 @@ def _surroundings(directory: Path) -> dict[str, str]:
 # -------------------------------------------------------------------- the command
 
 
-def _supervised(command: Sequence[str], environment: Mapping[str, str]) -> int:
+def _line(chosen: Settings) -> StatusLine | None:
+    if not os.isatty(STDERR):
+        return None
+    from pacer.cli import live  # who has no terminal does not wait for it
+
+    return live.on_terminal(STDERR, chosen)
+
+
+def _supervised(command: Sequence[str], environment: Mapping[str, str], line: StatusLine | None) -> int:
     """The exit code of the command; what is sent to us meanwhile is passed on to it."""
     signal.signal(signal.SIGCHLD, lambda *_: None)  # ignored, it would not wake us
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_PASSED_ON, signal.SIGCHLD})
+    heard = {*_PASSED_ON, signal.SIGCHLD, *(line.signals if line else ())}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, heard)
     try:
-        # Nothing is lost between the start and the wait: until then all signals are kept back.
-        child = subprocess.Popen(  # noqa: S603  # this is what we were asked to run
-            list(command),
-            env=dict(environment),
-            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),
-        )
-        code = _waited(child)
+        with line or nullcontext():
+            # Nothing is lost between the start and the wait: until then all signals are kept back.
+            child = subprocess.Popen(  # noqa: S603  # this is what we were asked to run
+                list(command),
+                env=dict(environment),
+                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),
+            )
+            code = _waited(child, heard, line)
     except FileNotFoundError:
         raise NotStarted(command[0], "there is no such command", NOT_FOUND) from None
     except OSError as error:
@@ -178,13 +196,20 @@ def _supervised(command: Sequence[str], environment: Mapping[str, str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _waited(child: subprocess.Popen[bytes]) -> int:
+def _waited(child: subprocess.Popen[bytes], heard: set[signal.Signals], line: StatusLine | None) -> int:
+    if line is not None:
+        line.start()
     while (code := child.poll()) is None:
-        number, is_the_terminals = _next_signal()
+        number, is_the_terminals = _next_signal(heard)
         if number == signal.SIGCHLD:
             _bury_others(child)
-        elif not (is_the_terminals and _is_in_our_group(child)):
+        elif number != signal.SIGWINCH and not (is_the_terminals and _is_in_our_group(child)):
             child.send_signal(number)
+        if line is not None and number == signal.SIGWINCH:
+            line.look()
+        if line is not None and number == signal.SIGTSTP:
+            _stop(line)
+            child.send_signal(signal.SIGCONT)  # who continues us alone means both
     while signal.sigpending() & _PASSED_ON:  # too late for the command; nobody else is meant
         signal.sigwait(_PASSED_ON)
     return code
@@ -208,12 +233,23 @@ def _is_in_our_group(child: subprocess.Popen[bytes]) -> bool:
         return False
 
 
-def _next_signal() -> tuple[int, bool]:
+def _stop(line: StatusLine) -> None:
+    """Stop as it was asked for, with the terminal left as it was, until somebody continues us."""
+    line.give_way()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
+    os.kill(os.getpid(), signal.SIGTSTP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
+    line.come_back()
+
+
+def _next_signal(heard: set[signal.Signals]) -> tuple[int, bool]:
     """The next signal, and whether it came from the terminal: then all that are in our process group have got it."""
     if sys.platform == "linux":
-        told = signal.sigwaitinfo({*_PASSED_ON, signal.SIGCHLD})
+        told = signal.sigtimedwait(heard, 1.0)
+        if told is None:  # a thread of somebody else's may have got what was meant for us: that the command has ended
+            return signal.SIGCHLD, False
         return told.si_signo, told.si_signo in _OF_KEYS and told.si_code == _SI_KERNEL
-    number = signal.sigwait({*_PASSED_ON, signal.SIGCHLD})
+    number = signal.sigwait(heard)
     return number, number in _OF_KEYS and _has_the_terminal()
 
 

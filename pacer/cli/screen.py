@@ -1,35 +1,31 @@
-"""How runs look on a terminal, 80 columns wide, and as JSON.
-
-Names come from other processes: whatever could move the cursor, break a line or turn the reading order is escaped, and
-no text is read as markup.
-"""
+"""How runs look on a terminal, 80 columns wide, and as JSON. No text is read as markup."""
 
 from __future__ import annotations
 
 import io
 import json
 import sys
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pacer.cli.view import Level, Process, RunView, StatusView, ToldAgent, ToldFinished
+from pacer.cli.spelling import plain as plain
+from pacer.cli.spelling import short as short
+from pacer.cli.spelling import span
+from pacer.cli.view import Level, Process, RunView, StatusView, ToldAgent, ToldFinished, ToldWait
 
 INDENTED = 10
 """Agents nested deeper than that are shown as deep as this."""
-_INVISIBLE = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}
+BAR = 20
+"""The columns of a bar,"""
+SMALL_BAR = 8
+"""and of one in the tree of agents."""
 
-
-def plain(text: str) -> str:
-    """The text on one line, with everything escaped that is not meant to be seen."""
-    return "".join(
-        char.encode("unicode_escape", "surrogatepass").decode() if unicodedata.category(char) in _INVISIBLE else char
-        for char in text
-    )
+_Row = tuple[RenderableType, ...]
 
 
 def as_json(value: object, indent: int | None = None) -> str:
@@ -45,24 +41,6 @@ def console() -> Console:
 
 
 # -------------------------------------------------------------------- numbers
-
-
-def short(amount: int | None) -> str:
-    """At most seven characters, exact below a million."""
-    if amount is None:
-        return "none"
-    for size, unit in ((10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M")):
-        if abs(amount) >= size:
-            return f"{amount / size:.{2 if abs(amount) < 10 * size else 1}f}{unit}"
-    return f"{amount:,}"
-
-
-def span(seconds: float) -> str:
-    """A time that has passed, in its largest unit."""
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{max(0.0, seconds):.0f}s"
 
 
 def _share(part: float | None) -> str:
@@ -169,19 +147,28 @@ def _refusals(living: Iterable[Process]) -> Iterator[str]:
         yield ", ".join(f"{number:,} by {plain(limit)}" for limit, number in sums.items())
 
 
-def _waits(living: Iterable[Process]) -> Table:
+def _table_of_waits() -> Table:
     table = _table("waiting", "model", "tokens", "for", "since", "goes in", left=("model", "for"))
     table.columns[1].max_width = 16
+    return table
+
+
+def _wait(wait: ToldWait) -> _Row:
+    return (
+        _cut(plain(wait.agent) or "(no agent)"),
+        _cut(plain(wait.model)),
+        short(wait.tokens),
+        _cut(plain(wait.limit)),
+        f"{wait.since_seconds:.1f}s",
+        "not known" if wait.seconds is None else f"{wait.seconds:.1f}s",
+    )
+
+
+def _waits(living: Iterable[Process]) -> Table:
+    table = _table_of_waits()
     for process in living:
         for wait in process.waits:
-            table.add_row(
-                _cut(plain(wait.agent) or "(no agent)"),
-                _cut(plain(wait.model)),
-                short(wait.tokens),
-                _cut(plain(wait.limit)),
-                f"{wait.since_seconds:.1f}s",
-                "not known" if wait.seconds is None else f"{wait.seconds:.1f}s",
-            )
+            table.add_row(*_wait(wait))
         if process.waiting > len(process.waits):
             table.add_row(f"and {process.waiting - len(process.waits):,} more")
     return table
@@ -224,3 +211,85 @@ def _of_agent(agent: ToldAgent | ToldFinished) -> list[str]:
         return [short(agent.spent), short(agent.unknown), "", short(agent.calls), "", "", short(agent.refused)]
     amounts = (agent.spent, agent.unknown, agent.held, agent.calls, agent.in_flight, agent.waiting, agent.refused)
     return [short(amount) for amount in amounts]
+
+
+# -------------------------------------------------------------------- one run, watched
+
+
+def watched(view: StatusView, tokens_per_second: float, note: str, height: int) -> RenderableType:
+    """A run on exactly the lines that a window has: its bars, who waits, and as many agents as there is room for.
+
+    ``tokens_per_second`` is how fast it spends, ``note`` the last line.
+    """
+    head = Table.grid(padding=(0, 1, 0, 0))
+    head.add_column(no_wrap=True, style="bold")
+    head.add_column(width=BAR, no_wrap=True)
+    head.add_column(no_wrap=True, overflow="ellipsis")
+    for row in _head(view, tokens_per_second):
+        head.add_row(*row)
+    lines: list[RenderableType] = [head]
+    room = height - head.row_count - 1
+    for part, (table, rows, untold) in ((3, _waiting(view)), (1, _shares(view))):
+        if rows and room >= 4:  # a blank line, the head, a row, and how many more there are
+            _fill(table, rows, untold, max(4, room // part) - 2)
+            lines += ["", table]
+            room -= 2 + table.row_count
+    lines += [""] * room
+    return Group(*lines, Text(note, style="reverse", no_wrap=True, overflow="ellipsis"))
+
+
+def _head(view: StatusView, tokens_per_second: float) -> Iterator[_Row]:
+    of = "no ceiling" if view.ceiling is None else f"of {view.ceiling:,}"
+    booked = f"{view.spent:,} spent + {view.unknown:,} unknown + {view.held:,} held, {of}"
+    rate = next((level.amount / level.per for level in view.limits if level.setting.startswith("tokens_")), None)
+    pace = None if rate is None else tokens_per_second / rate
+    waiting = sum(process.waiting for process in view.living)
+    refused = "".join(f"; refused {text}" for text in _refusals(view.living))
+    yield "run", "", Text(f"{plain(view.run)}, {_count(view.processes, 'living process')}, ").append(_state(view))
+    yield "tokens", _bar(view.used_share), f"{_share(view.used_share):>4} {booked}"
+    yield "speed", _bar(pace, "green"), f"{_share(pace):>4} {tokens_per_second:,.0f} tokens a second"
+    for level in view.limits:
+        there = None if level.level is None else max(0.0, level.level / level.burst)
+        yield "rate", _bar(there, "green"), f"{_share(there):>4} {_level(level)}"
+    yield "calls", "", f"     {view.calls:,} ended, {view.in_flight:,} in flight, {waiting:,} waiting{refused}"
+
+
+def _bar(share: float | None, nearly_full: str = "red", width: int = BAR) -> RenderableType:
+    if share is None:
+        return ""
+    style = nearly_full if share >= 0.8 else "green"
+    return ProgressBar(1.0, min(max(share, 0.0), 1.0), width, complete_style=style, finished_style=style)
+
+
+def _waiting(view: StatusView) -> tuple[Table, list[_Row], int]:
+    waits = [wait for process in view.living for wait in process.waits]
+    return _table_of_waits(), [_wait(wait) for wait in waits], sum(p.waiting for p in view.living) - len(waits)
+
+
+def _shares(view: StatusView) -> tuple[Table, list[_Row], int]:
+    """The agents with what they have of their own ceiling, or without one of all that the run has booked."""
+    table = _table("agents", "share", "", "ceiling", "spent", "held", "calls", "open", "waiting", "refused")
+    rows: list[_Row] = []
+    for process in view.living:
+        rows.append((_cut(plain(process.process) or "a process", "bold"),))
+        rows += [_with_share(view, depth, agent) for depth, agent in _below(process)]
+    return table, rows, 0
+
+
+def _with_share(view: StatusView, depth: int, agent: ToldAgent | ToldFinished) -> _Row:
+    ceiling = None if isinstance(agent, ToldFinished) else agent.ceiling
+    of = view.spent + view.unknown if ceiling is None else ceiling
+    share = (agent.spent + agent.unknown) / of if of else 0.0
+    bar = _bar(share, "green" if ceiling is None else "red", SMALL_BAR)
+    own = "" if ceiling is None else short(ceiling)
+    spent, _, *others = _of_agent(agent)
+    return _cut(_indented(depth, agent)), bar, _share(share), own, spent, *others
+
+
+def _fill(table: Table, rows: Sequence[_Row], untold: int, most: int) -> None:
+    """Put in the rows, at most so many, and how many more there are."""
+    shown = rows if len(rows) + bool(untold) <= most else rows[: most - 1]
+    for row in shown:
+        table.add_row(*row)
+    if hidden := len(rows) - len(shown) + untold:
+        table.add_row(f"and {hidden:,} more")
