@@ -21,9 +21,8 @@ import msgspec
 from pacer import settings
 from pacer.cli import tally
 from pacer.errors import StoreError
-from pacer.pacer import Pacer
 from pacer.settings import Settings
-from pacer.store.opening import vault_of
+from pacer.store.opening import books_of, vault_of
 from pacer.store.vault import Away, Forgotten
 
 SITE = Path(__file__).parent / "site"
@@ -67,7 +66,8 @@ def run(command: Sequence[str], given: Mapping[str, str], *, fails_over_ceiling:
     """
     with _private_directory() as directory:
         chosen, variables = _settled(given, directory)
-        Pacer.from_settings(chosen).close()  # the run is there, with these limits, before anybody joins it
+        with closing(vault_of(chosen)) as vault:
+            books_of(vault, chosen)  # the run is there, with these limits, before anybody joins it
         before = booked(chosen)
         code = _supervised(command, {**os.environ, **variables, **_surroundings(directory)})
         seen = tally.read(directory)
@@ -96,7 +96,8 @@ def _settled(given: Mapping[str, str], directory: Path) -> tuple[Settings, dict[
         asked["store"] = f"sqlite:{os.path.abspath(found.store.removeprefix('sqlite:'))}"
     if "run" not in found.model_fields_set:
         asked["run"] = f"run-{secrets.token_hex(4)}"
-    return settings.load(**asked), {f"PACER_{name.upper()}": text for name, text in asked.items()}  # type: ignore[arg-type]
+    chosen = found.model_copy(update={name: asked[name] for name in ("store", "run") if name in asked})
+    return chosen, {f"PACER_{name.upper()}": text for name, text in asked.items()}
 
 
 def _surroundings(directory: Path) -> dict[str, str]:

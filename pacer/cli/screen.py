@@ -1,15 +1,10 @@
-"""How runs look on a terminal, 80 columns wide, and as JSON.
-
-Names come from other processes: whatever could move the cursor, break a line or turn the reading order is escaped, and
-no text is read as markup.
-"""
+"""How runs look on a terminal, 80 columns wide, and as JSON. No text is read as markup."""
 
 from __future__ import annotations
 
 import io
 import json
 import sys
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
@@ -17,19 +12,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pacer.cli.spelling import plain, short, span
 from pacer.cli.view import Level, Process, RunView, StatusView, ToldAgent, ToldFinished
 
 INDENTED = 10
 """Agents nested deeper than that are shown as deep as this."""
-_INVISIBLE = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}
-
-
-def plain(text: str) -> str:
-    """The text on one line, with everything escaped that is not meant to be seen."""
-    return "".join(
-        char.encode("unicode_escape", "surrogatepass").decode() if unicodedata.category(char) in _INVISIBLE else char
-        for char in text
-    )
 
 
 def as_json(value: object) -> str:
@@ -45,24 +32,6 @@ def console() -> Console:
 
 
 # -------------------------------------------------------------------- numbers
-
-
-def short(amount: int | None) -> str:
-    """At most seven characters, exact below a million."""
-    if amount is None:
-        return "none"
-    for size, unit in ((10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M")):
-        if abs(amount) >= size:
-            return f"{amount / size:.{2 if abs(amount) < 10 * size else 1}f}{unit}"
-    return f"{amount:,}"
-
-
-def span(seconds: float) -> str:
-    """A time that has passed, in its largest unit."""
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{max(0.0, seconds):.0f}s"
 
 
 def _share(part: float | None) -> str:

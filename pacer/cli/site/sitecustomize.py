@@ -10,7 +10,6 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-from typing import Any
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -19,7 +18,7 @@ class _Door:
     """Lets the transports in as soon as a library that they can pace is looked for."""
 
     @staticmethod
-    def find_spec(name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
         if name not in ("httpx", "httpx2"):
             return None
         try:
