@@ -1,7 +1,9 @@
 """What books that several processes share cost: paced, with a rate that is the bottleneck, and with none.
 
 A subject is a way to call in every one of the processes: bare httpx, a pacer of its own in memory, or one pacer for all
-in SQLite or Valkey. All of them take turns in each round, so that whatever else the machine does hits all of them.
+in SQLite or Valkey. Two more have a pacer in memory and write one number to SQLite or Valkey before and after each
+call: nothing that is there before the call is sent, and before its answer is read, can be had for less. All of them
+take turns in each round, so that whatever else the machine does hits all of them.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import gc
 import multiprocessing
 import os
 import random
+import sqlite3
 import statistics
 import tempfile
 import threading
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import redis
 
 from benchmarks.overhead import URL, Noop, answer, question
 from pacer import Pacer
@@ -45,6 +49,8 @@ TOKENS = 240
 """Of one call, by its bill."""
 LARGE = 10**15
 BARE = "bare httpx"
+WRITES = "2 x "
+"""Begins the name of what only writes: the least that a shared store costs."""
 BODY = question(1)
 ANSWER = [answer(1)]
 
@@ -106,7 +112,10 @@ def saturated(settings: dict[str, Any] | None, seconds: float) -> Seen:
 
 async def with_client(settings: dict[str, Any] | None, play: Callable[[httpx.AsyncClient, Seen], Any]) -> Seen:
     """All processes begin together, when each of them has made some calls."""
-    noop = Noop(ANSWER, "application/json")
+    noop: Any = Noop(ANSWER, "application/json")
+    if settings is not None and settings["store"].startswith(WRITES):
+        noop = Writing(noop, settings["store"].removeprefix(WRITES))
+        settings = {**settings, "store": "memory:"}
     pacer = None if settings is None else Pacer(**settings)
     seen = Seen()
     async with httpx.AsyncClient(transport=noop if pacer is None else BudgetTransport(noop, pacer=pacer)) as client:
@@ -120,6 +129,46 @@ async def with_client(settings: dict[str, Any] | None, play: Callable[[httpx.Asy
     if pacer is not None:
         pacer.close()
     return seen
+
+
+class Writing:
+    """A transport that writes one number to a store, before and after the call."""
+
+    def __init__(self, inner: Any, store: str) -> None:
+        self.inner = inner
+        scheme, _, path = store.partition(":")
+        if scheme == "sqlite":
+            self.books = sqlite3.connect(f"{path}-2", timeout=0, isolation_level=None)
+            self.write: Callable[[], object] = self.commit
+            self.again(lambda: self.books.execute("PRAGMA journal_mode = WAL"))
+            self.books.execute("PRAGMA synchronous = NORMAL")
+            self.again(lambda: self.books.execute("CREATE TABLE IF NOT EXISTS sums (name PRIMARY KEY, number)"))
+            self.again(lambda: self.books.execute("INSERT OR IGNORE INTO sums VALUES (1, 0)"))
+        else:
+            server = redis.Redis.from_url(store)
+            self.write = lambda: server.incr("benchmark")
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.write()
+        answer = await self.inner.handle_async_request(request)
+        self.write()
+        return answer
+
+    def commit(self) -> None:
+        self.again(lambda: self.books.execute("UPDATE sums SET number = number + 1"))
+
+    def again(self, write: Callable[[], object]) -> None:
+        """As often as it takes."""
+        while True:
+            try:
+                write()
+            except sqlite3.OperationalError:
+                time.sleep(random.uniform(0.00003, 0.0001))
+            else:
+                return
+
+    async def aclose(self) -> None:
+        """Nothing to close before the process ends."""
 
 
 async def call(client: httpx.AsyncClient, seen: Seen) -> None:
@@ -167,7 +216,9 @@ class Subjects:
     def __init__(self, processes: int, pool: ProcessPoolExecutor, directory: str, valkey: Valkey) -> None:
         self.processes = processes
         self._pool = pool
-        self.stores = {"memory": "memory:", "SQLite": f"sqlite:{Path(directory) / 'books'}", "Valkey": valkey.url}
+        shared = {"SQLite": f"sqlite:{Path(directory) / 'books'}", "Valkey": valkey.url}
+        writes = {WRITES + name: WRITES + url for name, url in shared.items()}
+        self.stores = {"memory": "memory:", **writes, **shared}
         self._opened = 0
 
     def play(self, name: str, what: Callable[..., Seen], each: Sequence[float], rate: float = LARGE) -> list[Seen]:
@@ -203,7 +254,7 @@ def report_paced(subjects: Subjects) -> None:
             spelled(rounds, lambda r, n=name: quantiles(r[n], "calls")),
             spelled(rounds, lambda r, n=name: difference(r[n], r[BARE]), "+") if name != BARE else "",
             spelled(rounds, lambda r, n=name: difference(r[n], r["memory"]), "+")
-            if name in ("SQLite", "Valkey")
+            if name not in (BARE, "memory")
             else "",
             spelled(rounds, lambda r, n=name: quantiles(r[n], "late")),
         ]

@@ -45,14 +45,15 @@ def admit(
 ) -> Generator[Step, None, Reservation]:
     """A place for ``call``. Whoever cancels it on the way leaves no trace. Raises: BudgetExceeded."""
     ticket = store.offer(call, parking.owner(), caller)
+    waited_for = ""
     try:
         while ticket.is_asking:
             yield Park(store, ticket, asks=True)
         if ticket.decision is None:
-            with telemetry.waiting(ticket) as record:
+            waited_for = ticket.wait.limit if ticket.wait else "unknown"
+            with telemetry.waiting(ticket):
                 while ticket.decision is None:
                     yield Park(store, ticket)
-                record.outcome = "admitted" if isinstance(ticket.decision, Reservation) else "refused"
         decision = ticket.decision
         if isinstance(decision, BudgetExceeded):
             telemetry.refused(decision, call)
@@ -60,8 +61,10 @@ def admit(
         assert decision is not None, "a parked call was woken without a decision"
         if smoothing is not None:
             yield Space(smoothing)
-    except BaseException:
+    except BaseException as error:
         store.leave(ticket)
+        telemetry.tell_of_none(store.account.name, ticket, waited_for, error)
         raise
+    decision.waited_for = waited_for
     telemetry.admitted(decision)
     return decision

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import Unpack
 
-from pacer import flow, scope, settings, telemetry
+from pacer import flow, ledger, scope, settings, telemetry
+from pacer.admission import Admission
+from pacer.entry import SUMS
 from pacer.errors import LimitsConflict
 from pacer.estimate import Estimator, Learned
+from pacer.ledger import Account
 from pacer.profile import profile_of
 from pacer.scope import Agent, Books, Run, Scope
 from pacer.settings import RatesInput, Settings, SettingsInput
@@ -18,6 +22,9 @@ from pacer.store import Store
 from pacer.store.opening import limits_of, open_store
 from pacer.ticket import Reservation, Seat
 from pacer.usage import Estimate, Settlement, Source, Status, Usage, Word
+
+MEASURED_WITHIN_SECONDS = 1.0
+"""What a shared store tells of its runs later is not waited for when they are measured."""
 
 
 class Pacer:
@@ -46,6 +53,7 @@ class Pacer:
         self._rates = chosen
         self._store: Store = open_store(chosen, clock)
         self.books = Books(self._store, chosen)
+        telemetry.budgets.add(self)
 
     def run(self, name: str, *, ceiling: int | str | None = None) -> Run:
         """A run of this pacer: a ceiling and books of its own, under the same rates. See :func:`pacer.run`.
@@ -83,6 +91,7 @@ class Pacer:
 
     def answered(self, place: Reservation, status: int, word: Word | None) -> None:
         """Take in an answer's status and what it said of the provider's own limits, as soon as it is there."""
+        place.status = status
         if word is not None or status >= 400 or place.probes:
             self._store.answered(place, status, word)
 
@@ -111,7 +120,8 @@ class Pacer:
             if self.settings.profile != "none":
                 counted = profile_of(self.settings.profile, place.call).counted(place.call, usage)
             self._store.settle(place, usage, counted, settlement)
-            telemetry.settled(usage, settlement, self.name)
+            telemetry.settled(place, usage, settlement)
+            telemetry.tell(self.name, place, usage, settlement)
 
     @property
     def is_shared(self) -> bool:
@@ -126,16 +136,16 @@ class Pacer:
         """A request passed that is no model call."""
         self._store.count("unmetered")
 
-    def count_failed(self, worst: int) -> None:
+    def count_failed(self, place: Reservation, worst: int) -> None:
         """A provider answered with an error; the call was not charged. ``worst``: what it may bill all the same."""
         self._store.count("failed")
         self._store.count("failed_tokens", worst)
-        telemetry.uncharged("provider_error", self.name)
+        telemetry.uncharged("provider_error", place.account.run.name)
 
-    def count_unread(self) -> None:
+    def count_unread(self, place: Reservation) -> None:
         """An answer could not be read because of an error of ours; the call is charged by estimate."""
         self._store.count("unread")
-        telemetry.uncharged("unread", self.name)
+        telemetry.uncharged("unread", place.account.run.name)
 
     def learned(self) -> tuple[Learned, ...]:
         """What the calls so far have taught about each model, the one heard of last at the end."""
@@ -167,18 +177,33 @@ class Pacer:
         """How its own run and the pacer around it stand at this instant; of other runs: ``run(name).status()``."""
         return self._store.status(self._store.account)
 
+    def standings(self) -> Iterator[telemetry.Standing]:
+        """How each of its runs stands, over all processes; what is not told within a second is as it was seen last."""
+        give_up = time.monotonic() + MEASURED_WITHIN_SECONDS
+        for run in self._store.do(lambda admission, now: admission.register.runs()):
+            stands = partial(_standing, run)
+            yield self._store.look(stands, run) if time.monotonic() < give_up else self._store.do(stands)
+
     def close(self) -> None:
         """Leave a shared store: what is kept there for this process's agents goes back at once, not with its lease.
 
         The end of the process does the same. Nothing can be called through the pacer any more.
         """
         self._store.close()
+        telemetry.budgets.discard(self)
         with _shared_lock:
             if self.is_shared and _shared.get(self.name) is self:
                 del _shared[self.name]
 
     def __repr__(self) -> str:
         return f"<Pacer {scope.line_of(self.status())}>"
+
+
+def _standing(run: Account, admission: Admission, now: float) -> telemetry.Standing:
+    active = ledger.own_sums(run)[SUMS.index("in_flight")]
+    return telemetry.Standing(
+        run.name, run.ceiling, run.spent, run.unknown, run.held, run.remaining, queued=run.waiting, active=active
+    )
 
 
 _shared: dict[str, Pacer] = {}

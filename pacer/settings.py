@@ -228,7 +228,7 @@ def load(**given: Unpack[SettingsInput]) -> Settings:
     """
     for name in os.environ:
         if name.upper().startswith("PACER_"):
-            _known(name.upper().removeprefix("PACER_").lower(), shown=name)
+            known(name.upper().removeprefix("PACER_").lower(), shown=name)
     return _build(Settings, given)
 
 
@@ -261,7 +261,7 @@ def for_transport(pacers: Settings, **given: Unpack[SettingsInput]) -> Settings:
 
 def _build(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
     for name in given:
-        _known(name, shown=name)
+        known(name, shown=name)
     try:
         settings = kind(**given)
     except ValidationError as error:
@@ -284,7 +284,8 @@ def shown(name: str, value: object) -> object:
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
-def _known(name: str, shown: str) -> None:
+def known(name: str, shown: str) -> None:
+    """Whether there is such a setting. Raises: SettingsError with the one that is near, by what was ``shown``."""
     if name in _ACCEPTED:
         return
     near = difflib.get_close_matches(name, _ACCEPTED, n=1)

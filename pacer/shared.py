@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
 from pacer import ledger, verdict
 from pacer.admission import Admission
+from pacer.delay import Delays
 from pacer.entry import (
     SUMS,
     Answer,
@@ -38,9 +38,9 @@ from pacer.entry import (
 )
 from pacer.fair import Turn
 from pacer.ledger import Account
-from pacer.register import RUNS_REMEMBERED
+from pacer.share import Share
 from pacer.ticket import Gate, Posted, Reservation, Ticket
-from pacer.usage import Kind, Settlement, Usage, Wait, Waiting
+from pacer.usage import Settlement, Usage, Wait, Waiting
 
 FRESH_SECONDS = 0.05
 """What was seen of a run so long ago is looked at again before somebody waits or is refused for it."""
@@ -49,22 +49,7 @@ AGENTS_TOLD = 500
 WAITS_TOLD = 20
 """What a process tells of itself, to be shown elsewhere, holds no more agents and no more of those who wait."""
 
-_SPENT, _HELD = SUMS.index("spent"), SUMS.index("held")
 _OF_USAGE = ("input", "output", "cached", "written", "reasoning")
-
-
-class Receded(Exception):
-    """Shared books say that less of a run was spent than they said before: writes were lost."""
-
-
-class _Delay(msgspec.Struct, frozen=True):
-    """Until when a call waits that took more than there was of one rate: ``gate``, if nothing else delays it; and what
-    had been given back to that rate then.
-    """
-
-    until: float
-    gate: Gate | None
-    refunds: int
 
 
 class SharedAdmission(Admission):
@@ -80,16 +65,13 @@ class SharedAdmission(Admission):
         self.told: list[Ticket] = []
         """Who was answered: to be woken even if nobody waits in line."""
         self._lost: dict[Account, str] = {}
-        self._seen: dict[Account, list[int]] = {}
-        self._delayed: dict[Ticket, _Delay] = {}
-        self._refunds: dict[Kind, int] = {}
+        self._share = Share()
+        self._delayed = Delays()
         self._debtor: Reservation | None = None
         self._unheld: set[Reservation] = set()
-        self._carves: dict[str, int] = {}
         self._claims: set[Account] = set()
         """Runs in which this process may have a claim."""
         self._asking: Counter[Account] = Counter()
-        self._highest: dict[Account, int] = {}
         self._unwritten: dict[Reservation, Posted] = {}
 
     # ---------------------------------------------------------------- asking
@@ -178,7 +160,7 @@ class SharedAdmission(Admission):
         for gate in self.gates:
             if gate.kind in answer.levels:
                 gate.bucket.set_level(answer.levels[gate.kind] - self._on_the_way(gate), now)
-        self._refunds = answer.refunds
+        self._delayed.refunds = answer.refunds
         for name, books in answer.runs.items():
             if (run := self.register.known(name)) is not None:
                 self._see(run, books, now)
@@ -229,22 +211,10 @@ class SharedAdmission(Admission):
         if held.seconds > 0.0:
             ticket.wait = Wait(held.limit, held.seconds)
             ticket.position = ticket.position or 1
-            self._delayed[ticket] = self._delay(place, held, now)
+            self._delayed.add(ticket, place.gates, held, now)
             self._count_delayed(ticket, 1)
         else:
             self._let_in(ticket, place, now, now - ticket.since if ticket.position else 0.0)
-
-    def _delay(self, place: Reservation, held: Held, now: float) -> _Delay:
-        """What others give back shortens it; where several rates are short, nobody knows by how much."""
-        short = [gate for gate in place.gates if gate.bucket.wait_seconds(0.0, now) > 0.0]
-        gate = short[0] if len(short) == 1 and short[0].limit == held.limit else None
-        return _Delay(now + held.seconds, gate, self._refunds.get(gate.kind, 0) if gate else 0)
-
-    def _acts_at(self, ticket: Ticket) -> float:
-        delay = self._delayed[ticket]
-        if delay.gate is None:
-            return delay.until
-        return delay.until - (self._refunds.get(delay.gate.kind, 0) - delay.refunds) / delay.gate.bucket.per_second
 
     def _let_in(self, ticket: Ticket, place: Reservation, now: float, waited_seconds: float) -> None:
         super()._let_in(ticket, place, now, waited_seconds)
@@ -266,53 +236,35 @@ class SharedAdmission(Admission):
     def _acknowledge(self, posted: Posted, said: Verdict | None) -> None:
         """Keep account of what of the shared sums is this process's."""
         entry, place = posted.entry, posted.place
-        if isinstance(entry, Release) and (run := self.register.known(entry.run)) is not None:
-            self._add(self._seen_of(run), {"carved": -sum(self._carves.pop(name, 0) for name in entry.ids)})
-        if isinstance(entry, Look) and entry.needs and (run := self.register.known(entry.run)) is not None:
-            self._claims.add(run)
-        if place is None:
-            return
-        own = self._seen_of(place.account.run)
-        if isinstance(entry, Hold) and isinstance(said, Held):
-            place.shared = said.amount
-            self._add(own, {"held": said.amount, "in_flight": 1, "carved": self._carve_there(entry)})
-        elif isinstance(said, Short):
-            self._claims.add(place.account.run)
-        elif isinstance(entry, Settle):
-            self._unwritten.pop(place, None)
-            if entry.is_held and place.shared is not None:
-                returned = self._add_to_carve(entry.reserve, entry.returned)
-                self._add(own, {"held": -place.shared, "in_flight": -1, "carved": returned})
-            if isinstance(said, Missing) and place.shared is not None and not posted.is_doubtful:
+        match entry:
+            case Hold() if place is not None:
+                if isinstance(said, Held):
+                    place.shared = said.amount
+                    self._share.hold(place.account.run, entry, said.amount)
+                elif isinstance(said, Short):
+                    self._claims.add(place.account.run)
+            case Settle() if place is not None:
+                self._acknowledge_end(entry, place, is_lost=isinstance(said, Missing) and not posted.is_doubtful)
+            case Release() if (run := self.register.known(entry.run)) is not None:
+                self._share.release(run, entry.ids)
+            case Look() if entry.needs and (run := self.register.known(entry.run)) is not None:
+                self._claims.add(run)
+
+    def _acknowledge_end(self, entry: Settle, place: Reservation, *, is_lost: bool) -> None:
+        run = place.account.run
+        self._unwritten.pop(place, None)
+        if entry.is_held and place.shared is not None:
+            self._share.end(run, entry, place.shared)
+            if is_lost:
                 self._book_again(entry, place)
-            elif not entry.is_held or place.shared is not None:
-                self._add(own, entry.booked)
+                return
+        if not entry.is_held or place.shared is not None:
+            self._share.book(run, entry.booked)
 
     def _book_again(self, entry: Settle, place: Reservation) -> None:
         """The store has lost the hold, and with it what it took; the bill is booked all the same."""
         again = replace(entry, id=f"{entry.id}l", gives_back={}, reserve="", returned=0, is_held=False)
         self._post(again, place=place)
-
-    def _carve_there(self, entry: Hold) -> int:
-        """By how much a hold has changed what is carved out."""
-        new = {carve.id: carve.amount for carve in entry.carves if carve.id not in self._carves}
-        self._carves |= new
-        return sum(new.values()) + self._add_to_carve(entry.reserve, -entry.worst)
-
-    def _add_to_carve(self, name: str, amount: int) -> int:
-        """What is taken from a carve is no more than there is; nothing, if it is not there any more."""
-        if name not in self._carves:
-            return 0
-        changed = max(amount, -self._carves[name])
-        self._carves[name] += changed
-        return changed
-
-    def _seen_of(self, run: Account) -> list[int]:
-        return self._seen.setdefault(run, [0] * len(SUMS))
-
-    def _add(self, sums: list[int], changes: dict[str, int]) -> None:
-        for name, amount in changes.items():
-            sums[SUMS.index(name)] += amount
 
     def _on_the_way(self, gate: Gate) -> int:
         """What calls take whose question is not answered yet."""
@@ -320,13 +272,9 @@ class SharedAdmission(Admission):
 
     def _see(self, run: Account, books: RunBooks, now: float) -> None:
         """Take in how a run stands over all processes."""
-        if books.sums[_SPENT] < self._highest.get(run, 0):
-            raise Receded(run.name)
-        self._highest[run] = books.sums[_SPENT]
-        others = [total - own for total, own in zip(books.sums, self._seen_of(run), strict=True)]
-        others[_HELD] += books.claimed
+        others = self._share.others(run, books)
         run.seen_at = now
-        if ledger.take_over(run, tuple(others)):
+        if ledger.take_over(run, others):
             self._look_again(run)
             self._tell_of(run)
             if self.waiting:
@@ -337,11 +285,8 @@ class SharedAdmission(Admission):
             super().set_paused(run, books.paused)
 
     def see(self, run: Account, books: RunBooks, now: float) -> None:
-        """A run was opened: this is how it stands. What is there of this process is known here already."""
-        if len(self._seen) > 2 * RUNS_REMEMBERED:
-            self._seen = {run: own for run, own in self._seen.items() if not run.ended}
-            self._highest = {run: spent for run, spent in self._highest.items() if not run.ended}
-        self._seen.setdefault(run, ledger.own_sums(run))
+        """A run was opened: this is how it stands."""
+        self._share.open(run)
         self._see(run, books, now)
 
     # ---------------------------------------------------------------- those who wait
@@ -357,13 +302,13 @@ class SharedAdmission(Admission):
     def _waits(self, account: Account, now: float) -> Iterator[Waiting]:
         for ticket in self._delayed:
             if account in ticket.account.path and ticket.wait is not None:
-                yield self._waiting(ticket, Wait(ticket.wait.limit, self._acts_at(ticket) - now), now)
+                yield self._waiting(ticket, Wait(ticket.wait.limit, self._delayed.acts_at(ticket) - now), now)
         yield from super()._waits(account, now)
 
     def pump(self, now: float) -> list[Ticket]:
         """Decide on everybody who can be decided now; see :meth:`pacer.admission.Admission.pump`."""
-        for ticket in list(self._delayed):
-            acts_at = self._acts_at(ticket)
+        for ticket in self._delayed:
+            acts_at = self._delayed.acts_at(ticket)
             if acts_at <= now or (ticket.deadline is not None and acts_at > ticket.deadline):
                 self._end_delay(ticket, acts_at - now, now)
         decided = super().pump(now)
@@ -378,7 +323,9 @@ class SharedAdmission(Admission):
     def next_due(self, now: float) -> tuple[Ticket, float] | None:
         """Whose case time alone changes first, and when."""
         due = super().next_due(now)
-        dues = [(ticket, self._acts_at(ticket)) for ticket in self._delayed] + ([due] if due is not None else [])
+        dues = [(ticket, self._delayed.acts_at(ticket)) for ticket in self._delayed] + (
+            [due] if due is not None else []
+        )
         return min(dues, key=lambda due: due[1], default=None)
 
     def needed(self, run: Account) -> int:
@@ -418,7 +365,7 @@ class SharedAdmission(Admission):
         self._decided.append(ticket)
 
     def _stop_delay(self, ticket: Ticket) -> None:
-        del self._delayed[ticket]
+        self._delayed.remove(ticket)
         self._count_delayed(ticket, -1)
 
     def _count_delayed(self, ticket: Ticket, number: int) -> None:
@@ -509,14 +456,7 @@ class SharedAdmission(Admission):
         """The rates have been changed."""
         self.revision = revision
         super().set_limits(limits, now)
-        rates = {gate.kind: gate for gate in self.gates}
-        for ticket, delay in self._delayed.items():
-            if delay.gate is None:
-                continue
-            until, gate = now, rates.get(delay.gate.kind)
-            if gate is not None:
-                until += (self._acts_at(ticket) - now) * delay.gate.bucket.per_second / gate.bucket.per_second
-            self._delayed[ticket] = _Delay(until, gate, self._refunds.get(delay.gate.kind, 0))
+        self._delayed.change(self.gates, now)
 
     # ---------------------------------------------------------------- a store that is away, or has forgotten
 
@@ -617,7 +557,6 @@ class SharedAdmission(Admission):
         self.told.clear()
         self._delayed.clear()
         self._unheld.clear()
-        self._carves.clear()
         self._claims.clear()
         self._asking.clear()
         self._unwritten.clear()
@@ -627,7 +566,7 @@ class SharedAdmission(Admission):
                 living = {"held": 0, "in_flight": 0}
                 run.others = tuple(living.get(name, theirs) for name, theirs in zip(SUMS, run.others, strict=True))
             self._keep_nothing_below(run)
-            self._seen[run] = ledger.own_sums(run)
+        self._share.begin_anew(self.register.runs())
 
     def _keep_nothing_below(self, account: Account) -> None:
         for child in account.children.values():

@@ -55,6 +55,7 @@ class Reservation(msgspec.Struct, eq=False):
     ``gates``, and with ``from_reserve`` out of the agent's own reserve. ``probes`` says that it is one of a server's
     slow start, ``charged`` what its agent's turn was charged, if it had to wait for one. ``starts`` are the accounts
     that started with it. ``shared`` is what books that others share hold for it, ``None`` where they do not.
+    ``waited_for`` is the limit that it had to wait for at first, ``status`` that of its answer.
     """
 
     id: int
@@ -72,6 +73,8 @@ class Reservation(msgspec.Struct, eq=False):
     shared: int | None = None
     settlement: Settlement | None = None
     settled_at: float | None = None
+    waited_for: str = ""
+    status: int | None = None
 
 
 class Caller(msgspec.Struct, frozen=True, eq=False):

@@ -20,7 +20,7 @@ import transports
 from pacer import LimitsConflict, Pacer, SettingsError
 from pacer.pacer import join
 from pacer.settings import load
-from tests.servers import CALLERS, LIBRARIES, URL, Answer, Caller, Inner, Server, answer_json, ask, ok, whole
+from tests.servers import CALLERS, LIBRARIES, URL, Caller, Inner, Server, answer_json, ask, ok, whole
 from transports import BudgetTransport, auto
 
 ROOT = Path(__file__).parent.parent
@@ -297,18 +297,6 @@ def test_what_is_no_model_call_passes_and_the_header_of_an_agent_never_leaves(ca
     caller.run(lambda: client.get(URL, **get), lambda: client.get(URL, **get))
     assert ["x-pacer-agent" in request.headers for request in inner.requests] == [False] * 3
     assert (spent(run), budget(run).status().unmetered) == (0, 3)
-
-
-def test_listeners_hear_of_each_model_call_whatever_became_of_it(caller, run, monkeypatch):
-    heard: list[tuple[float, bool]] = []
-    monkeypatch.setattr(auto, "listeners", [lambda waited, refused: heard.append((waited, refused))])
-    transports.install(run=run, ceiling=600, output_cap="leave")
-    posted(caller, client_of(caller, transport=Inner(ok())))
-    with pytest.raises(caller.library.ConnectError):
-        posted(caller, client_of(caller, transport=Inner(Answer(error=caller.library.ConnectError("no")))))
-    posted(caller, client_of(caller, transport=Inner(ok())), json=ask(5_000, n=9))
-    posted(caller, client_of(caller, transport=Inner(ok())), "http://tool.test/search", json={"q": 1})
-    assert [refused for _, refused in heard] == [False, False, True]
 
 
 def test_one_transport_of_ours_for_each_inner_one(run):

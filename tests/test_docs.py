@@ -68,5 +68,11 @@ def test_what_the_readme_says_of_the_status_exists():
 
 def test_names_of_metrics_are_those_of_the_code():
     code = (ROOT / "pacer" / "telemetry.py").read_text()
-    for name in re.findall(r"`(pacer\.(?:request|queued|active|tokens|uncharged|wait|refused)[\w.]*)`", README):
+    for name in re.findall(
+        r"`(pacer\.(?:request|queued|active|token|uncharged|wait|refused|budget|estimate)[\w.]*)`", README
+    ):
         assert f'"{name}"' in code, name
+    metrics = re.findall(r'_meter\.create_\w+\(\s*"([\w.]+)"', code)
+    assert len(metrics) == 12
+    for name in metrics:
+        assert f"`{name}`" in README, name

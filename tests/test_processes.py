@@ -26,7 +26,7 @@ import pytest
 from pacer import Pacer, settings
 from pacer.errors import SettingsError
 from pacer.store.opening import vault_of
-from pacer.store.vault import RunRow
+from pacer.store.vault import Away, RunRow
 from tests import worker
 from tests.servers import CHAT, URL, Connection, Inner, Server, answer_json, ask, ok, whole
 from tests.valkey import Valkey
@@ -128,6 +128,7 @@ class Crew:
         }
         self.workers: list[Worker] = []
         self._vault = vault_of(settings.explicit(store=store, run="onlooker"))
+        self._rows: list[RunRow] = []
 
     def start(self, callers: int = CALLERS, calls: int | None = None, cap: int = CAP, **environment: object) -> Worker:
         """One more worker."""
@@ -143,9 +144,17 @@ class Crew:
         return told
 
     def row(self) -> RunRow:
-        """How the run stands on disk."""
-        (row,) = self._vault.rows()
+        """How the run stands on disk, as soon as that can be seen."""
+        until(self._looks)
+        (row,) = self._rows
         return row
+
+    def _looks(self) -> bool:
+        try:
+            self._rows = self._vault.rows()
+        except Away:  # the server was restarted
+            return False
+        return True
 
     def sums(self) -> dict[str, int]:
         """Its sums."""
@@ -219,33 +228,7 @@ def crew_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         yield make
 
 
-# ---------------------------------------------------------------- killed
-
-
-def test_whoever_is_killed_at_any_moment_the_bill_is_in_the_books_and_under_the_ceiling(store, provider, crew_of):
-    """4 processes with 8 calls at a time, killed 40 times, each followed by another one that goes on with the run."""
-    ceiling, kills = 200_000, 40
-    crew = crew_of(store, provider, ceiling=ceiling, lease=1)
-    chance = random.Random(7)
-    running = [crew.start() for _ in range(PROCESSES)]
-    for bill in sorted(chance.sample(range(BILLED, ceiling * 7 // 10), kills)):
-        provider.wait_for(bill=bill)
-        running.pop(chance.randrange(PROCESSES)).kill()
-        crew.check(ceiling)
-        running.append(crew.start())
-    for one in running:
-        assert {status for status, _ in one.told()} == {200, 402}
-        crew.check(ceiling)
-    until(lambda: (crew.sums()["held"], crew.sums()["in_flight"]) == (0, 0))
-    crew.check(ceiling)
-    now = crew.sums()
-    over = now["spent"] + now["unknown"] - provider.bill
-    print(f"{kills} kills: {provider.bill} billed, {now['spent']} spent, {now['unknown']} unknown, {over} over-booked")
-    assert 0 <= over <= now["unknown"] <= kills * CALLERS * RESERVED
-    assert now["spent"] + now["unknown"] > ceiling - RESERVED, "it stopped before it had to"
-
-
-# ---------------------------------------------------------------- cut off
+# ---------------------------------------------------------------- killed, and cut off
 
 
 def passed(seconds: float) -> Callable[[], bool]:
@@ -275,9 +258,39 @@ def gone(valkey: Valkey, provider: Provider) -> None:
     valkey.restart()
 
 
+def test_whoever_is_killed_at_any_moment_the_bill_is_in_the_books_and_under_the_ceiling(
+    store, request, provider, crew_of
+):
+    """4 processes with 8 calls at a time, killed 40 times, each followed by another one that goes on with the run; a
+    server is restarted and out of reach for 5 s in between.
+    """
+    ceiling, kills = 200_000, 40
+    outages = {15: restarted, 30: frozen} if store.startswith("redis:") else {}
+    crew = crew_of(store, provider, ceiling=ceiling, lease=1, store_grace=20)
+    chance = random.Random(7)
+    running = [crew.start() for _ in range(PROCESSES)]
+    for number, bill in enumerate(sorted(chance.sample(range(BILLED, ceiling * 7 // 10), kills))):
+        provider.wait_for(bill=bill)
+        running.pop(chance.randrange(PROCESSES)).kill()
+        if number in outages:
+            outages[number](request.getfixturevalue("valkey"), provider)
+        crew.check(ceiling)
+        running.append(crew.start())
+    for one in running:
+        assert {status for status, _ in one.told()} == {200, 402}
+        crew.check(ceiling)
+    until(lambda: (crew.sums()["held"], crew.sums()["in_flight"]) == (0, 0))
+    crew.check(ceiling)
+    now = crew.sums()
+    over = now["spent"] + now["unknown"] - provider.bill
+    print(f"{kills} kills: {provider.bill} billed, {now['spent']} spent, {now['unknown']} unknown, {over} over-booked")
+    assert 0 <= over <= now["unknown"] <= kills * CALLERS * RESERVED
+    assert now["spent"] + now["unknown"] > ceiling - RESERVED, "it stopped before it had to"
+
+
 def through_an_outage(outage: Callable[..., None], valkey: Valkey, provider: Provider, crew: Crew) -> Told:
     """What callers are told while it happens, whose books are right to the token afterwards."""
-    running = [crew.start() for _ in range(2)]
+    running = [crew.start() for _ in range(PROCESSES)]
     more_calls(provider, 100)
     outage(valkey, provider)
     more_calls(provider, 200)
@@ -306,6 +319,15 @@ def test_no_call_is_lost_to_an_outage_that_is_shorter_than_the_grace(outage, val
     crew = crew_of(valkey.url, provider, ceiling="1M", lease=1, store_grace=10)
     told = through_an_outage(outage, valkey, provider, crew)
     assert {status for status, _ in told} == {200}
+
+
+def test_a_process_that_starts_while_the_store_is_away_waits_for_it_as_a_call_does(valkey, provider, crew_of):
+    crew = crew_of(valkey.url, provider, store_grace=20)
+    valkey.kill()
+    starts = crew.start(callers=1, calls=1)
+    until(passed(0.5))
+    valkey.restart()
+    assert [status for status, _ in starts.told()] == [200]
 
 
 @pytest.mark.parametrize("outage", [restarted, frozen, gone])

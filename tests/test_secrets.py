@@ -31,7 +31,7 @@ def told(monkeypatch: pytest.MonkeyPatch):
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     meters = MeterProvider([reader])
-    monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("pacer"))
+    monkeypatch.setattr(telemetry, "_tracer", lambda: provider.get_tracer("pacer"))
     monkeypatch.setattr(telemetry, "_tokens", meters.get_meter("pacer").create_counter("pacer.tokens"))
     monkeypatch.setattr(telemetry, "_requests", meters.get_meter("pacer").create_counter("pacer.requests"))
     with provider.get_tracer("caller").start_as_current_span("step"):

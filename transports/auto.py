@@ -10,7 +10,7 @@ import importlib
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -19,12 +19,11 @@ from types import ModuleType
 from typing import Any, Unpack
 
 from pacer import settings
-from pacer.errors import BudgetExceeded, SettingsError
+from pacer.errors import SettingsError
 from pacer.pacer import Pacer, join
 from pacer.scope import HEADER
 from pacer.settings import OF_A_TRANSPORT, Settings, SettingsInput
 from transports.budget import BudgetTransport, Send
-from transports.exchange import Exchange
 from transports.inner import Inner
 from transports.library import Response, body_of
 from transports.wire import recognise
@@ -35,9 +34,6 @@ CHOICE = "_transport_for_url"
 MOST_KEPT = 64
 """A client whose transport is another one each time is not followed any further back than that."""
 _KEPT = "_token_pacer_kept"
-
-listeners: list[Callable[[float, bool], object]] = []
-"""Told of each model call that ``install`` paces: the seconds it waited until it went, and whether it was refused."""
 
 
 class PacedTransport(BudgetTransport):
@@ -78,15 +74,6 @@ class PacedTransport(BudgetTransport):
         self.pacer.count_unmetered()
         return True
 
-    def _attempt(self, exchange: Exchange, named: str | None, *, awaits: bool) -> Generator[Any, Any, Response]:
-        try:
-            response = yield from super()._attempt(exchange, named, awaits=awaits)
-        except BaseException as error:
-            _tell(0.0, isinstance(error, BudgetExceeded))
-            raise
-        _tell(response.extensions["pacer"].waited_seconds, False)
-        return response
-
     def _send(self, step: Send) -> Response:
         with _below_us():
             return super()._send(step)
@@ -107,11 +94,6 @@ def _below_us() -> Iterator[None]:
         yield
     finally:
         _is_below_us.reset(token)
-
-
-def _tell(waited_seconds: float, refused: bool) -> None:
-    for listener in listeners:
-        listener(waited_seconds, refused)
 
 
 class _Kept(dict[int, PacedTransport]):

@@ -178,7 +178,7 @@ class BudgetTransport(_Transport):
         else:
             self.pacer.void(place)
             if status >= 400:
-                self.pacer.count_failed(place.call.worst if status >= 500 else 0)
+                self.pacer.count_failed(place, place.call.worst if status >= 500 else 0)
         if status == 429 and exchange.wire.provider in _WAIT_IN_BODY and not response.is_stream_consumed:
             listener = Listener(self.pacer, place, status, headers.get(b"content-encoding", b""))
             response.stream = metered(response.stream, listener, exchange.library)

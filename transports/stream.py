@@ -196,7 +196,7 @@ class Meter(Reading):
             return
         self._failed = True
         self._stop_reading()
-        self.pacer.count_unread()
+        self.pacer.count_unread(self.place)
         # The kind of the error only: its text could quote the answer.
         _log.warning("run %s: an answer could not be metered (%s)", self.pacer.name, type(error).__name__)
 

@@ -1,13 +1,14 @@
 """The command ``pacer``: to run others that are paced; the runs of a shared store, how each stands, how to end one, and
 how to set its limits.
 
-Exit codes: 0 done, 1 refused or not found, 2 wrong use, wrong settings, or a store that cannot be used; ``run`` has
-that of its command.
+Exit codes: 0 done, 1 refused, not found or (``doctor``) not covered, 2 wrong use, wrong settings, or a store that
+cannot be used; ``run`` has that of its command.
 The only importer of typer.
 """
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from pacer.store.vault import Away, Forgotten, RunRow, Vault
 try:
     import rich  # noqa: F401  # only whether it is there: it takes long, and pacer run does without
     import typer
+    from typer.core import TyperGroup
 
     from pacer.cli import run as runner
     from pacer.cli import view
@@ -38,7 +40,42 @@ NOTHING = (
     "PACER_STORE, sqlite:PATH or redis://..."
 )
 
+
+class _Commands(TyperGroup):
+    """Says of an option that there is not which one is near."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[__name__] = list(args)
+        with _hinted(ctx, self.commands["run"], "pacer run "):  # whose options are the ones that are put too early
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _hinted(ctx):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _hinted(ctx: Any, command: Any = None, before: str = "") -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "option_name") and hasattr(error, "possibilities"):  # typer has had more than one of these
+            _hint(error, ctx.meta[__name__], command, before)
+        raise
+
+
+def _hint(error: Any, words: Sequence[str], command: Any, before: str) -> None:
+    # Of a word with one dash the error has only the first letter.
+    word = next((word for word in words if word.startswith(error.option_name)), error.option_name).partition("=")[0]
+    known = (command or error.ctx.command).params
+    options = [option for parameter in known for option in (*parameter.opts, *parameter.secondary_opts)]
+    near = difflib.get_close_matches(word, options, n=1)
+    error.possibilities = None
+    error.message = f"{word} is unknown: {f'did you mean {before}{near[0]}?' if near else 'there is no such option'}"
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Run a command whose model calls are paced; see and set what the runs of a shared store may spend.",
     no_args_is_help=True,
     add_completion=False,
@@ -166,21 +203,50 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @app.command("run", context_settings={"allow_interspersed_args": False})
 @_with_settings
 def run_command(
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="The command, after --.")],
+    command: Annotated[list[str] | None, typer.Argument(metavar="COMMAND", help="The command, after --.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing at the end.")] = False,
     fail_over_ceiling: Annotated[
         bool, typer.Option("--fail-over-ceiling", help="Exit with 3 if it succeeded and a call was refused.")
+    ] = False,
+    receipt: Annotated[str | None, typer.Option(metavar="FILE.json", help="Write the receipt there, as JSON.")] = None,
+    report: Annotated[str | None, typer.Option(metavar="FILE.html", help="Write a page with pictures there.")] = None,
+    otel: Annotated[
+        bool, typer.Option("--otel", help="Export traces and metrics as OTEL_* says, unless the program does.")
     ] = False,
     **given: str | None,
 ) -> None:
     """Run a command; every client of httpx and httpx2 in its Python processes is paced, with no change to them."""
     asked = {name: text for name, text in given.items() if text is not None}
+    if not command:
+        _fail("there is no command to run: pacer run [OPTIONS] -- python their_agents.py", 2)
+    if not quiet and (foreign := runner.foreign(command)):
+        typer.echo(f"pacer: {plain(foreign)}", err=True)
     with _errors_told():
-        outcome = runner.run(command, asked, fails_over_ceiling=fail_over_ceiling)
-    if not quiet:
-        for line in outcome.lines:
-            typer.echo(f"pacer: {plain(line)}", err=True)
+        outcome = runner.run(
+            command,
+            asked,
+            fails_over_ceiling=fail_over_ceiling,
+            exports=otel,
+            receipt=receipt,
+            report=report,
+        )
+    for line in (*(() if quiet else outcome.lines), *outcome.errors):
+        typer.echo(f"pacer: {plain(line)}", err=True)
     raise typer.Exit(outcome.code)
+
+
+@app.command()
+def doctor(store: StoreOption = None, json: JsonOption = False) -> None:
+    """Tell which SDKs of this environment are covered, and whether settings, store and Pythons are as they must be."""
+    from pacer.cli import diagnosis, screen  # what they look at takes a while to import
+    from pacer.cli import doctor as examination
+
+    report = examination.examine(store)
+    if json:
+        typer.echo(screen.as_json(report))
+    else:
+        screen.console().print(diagnosis.shown(report))
+    raise typer.Exit(report.code)
 
 
 def _of_run(row: RunRow, ceiling: str | None, pause: bool | None) -> Iterator[Change]:

@@ -12,15 +12,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from pacer import settings
-from pacer.cli import tally
-from pacer.errors import StoreError
+from pacer.cli import otel, tally
+from pacer.cli import receipt as receipts
+from pacer.cli.outfile import Outfile
+from pacer.cli.receipt import NO_PROXY, Receipt, Standing
+from pacer.errors import SettingsError, StoreError
 from pacer.settings import Settings
 from pacer.store.opening import books_of, vault_of
 from pacer.store.vault import Away, Forgotten
@@ -36,45 +41,85 @@ _PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, sign
 _OF_KEYS = {signal.SIGINT, signal.SIGQUIT}
 """What a terminal sends to all in its foreground; a hangup goes to its first process alone."""
 _SI_KERNEL = 0x80
-_LIMITS = ("ceiling", "agent_ceiling", *settings.RatesInput.__annotations__, "requests_per_second")
-
-
-class Booked(msgspec.Struct, frozen=True):
-    """What the books of all runs of a pacer say, tokens but for ``calls``."""
-
-    calls: int = 0
-    spent: int = 0
-    unknown: int = 0
-    held: int = 0
-
-    def since(self, before: Booked) -> Booked:
-        """What was booked after ``before``; what is held is held now."""
-        return Booked(self.calls - before.calls, self.spent - before.spent, self.unknown - before.unknown, self.held)
+_FOREIGN = (
+    *("bun", "cargo", "curl", "deno", "dotnet", "go", "java", "node", "npm"),
+    *("npx", "perl", "php", "pnpm", "ruby", "tsx", "wget", "yarn"),
+)
+"""Programs that are sure to be no Python, and seldom start one."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How the command ended: its exit code, and the lines to be told."""
+    """How the command ended: its exit code, the lines to be told, and what went wrong with the files asked for."""
 
     code: int
     lines: tuple[str, ...]
+    errors: tuple[str, ...]
 
 
-def run(command: Sequence[str], given: Mapping[str, str], *, fails_over_ceiling: bool = False) -> Outcome:
-    """Run the command with these settings, beside those of the environment, until it ends.
+class Outfiles(msgspec.Struct, frozen=True):
+    """Where the receipt goes as JSON and the report as a page, if anywhere."""
 
-    Raises: SettingsError, LimitsConflict, StoreError; the command has not been started then.
+    receipt: Outfile | None = None
+    report: Outfile | None = None
+
+
+def outfiles(receipt: str | None, report: str | None) -> Outfiles:
+    """The files of these options, seen to be writable. Raises: SettingsError."""
+    found = Outfiles(
+        None if receipt is None else Outfile("--receipt", receipt),
+        None if report is None else Outfile("--report", report),
+    )
+    if found.receipt is not None and found.report is not None and found.receipt.path == found.report.path:
+        raise SettingsError(f"--report={report!r} is not accepted: give another file than that of --receipt")
+    return found
+
+
+def run(
+    command: Sequence[str],
+    given: Mapping[str, str],
+    *,
+    fails_over_ceiling: bool = False,
+    exports: bool = False,
+    receipt: str | None = None,
+    report: str | None = None,
+) -> Outcome:
+    """Run the command with these settings, beside those of the environment, until it ends. ``exports``: see otel.py.
+
+    ``receipt`` and ``report`` are files that are written then. Raises: SettingsError, LimitsConflict, StoreError; the
+    command has not been started then.
     """
+    asked = outfiles(receipt, report)
     with _private_directory() as directory:
         chosen, variables = _settled(given, directory)
+        if exports:
+            variables |= otel.variables()
         with closing(vault_of(chosen)) as vault:
             books_of(vault, chosen)  # the run is there, with these limits, before anybody joins it
-        before = booked(chosen)
+        before = receipts.standing(chosen)
+        started_at, clock = time.time(), time.monotonic()
         code = _supervised(command, {**os.environ, **variables, **_surroundings(directory)})
-        seen = tally.read(directory)
-        lines = tuple(_told(chosen, before, seen))
-    if fails_over_ceiling and code == 0 and seen.refused:
-        code = REFUSED
-    return Outcome(code, lines)
+        seconds = time.monotonic() - clock
+        made = receipts.made(
+            tally.calls(directory),
+            tally.read(directory),
+            chosen,
+            before,
+            _standing_now(chosen),
+            command=os.path.basename(command[0]),
+            exit_code=code,
+            started_at=started_at,
+            seconds=seconds,
+        )
+        if fails_over_ceiling and code == 0 and made.refused + made.refused_by_others:
+            made = replace(made, exit_code=REFUSED)
+        errors = tuple(_written(made, directory, before, asked))
+    return Outcome(made.exit_code, tuple(receipts.lines(made)), errors)
+
+
+def foreign(command: Sequence[str]) -> str | None:
+    """What is to be said before a command starts whose own calls nobody will see; of others the end tells."""
+    name = os.path.basename(command[0])
+    return f"{name} is no Python: its calls are NOT PACED, {NO_PROXY}" if name in _FOREIGN else None
 
 
 @contextmanager
@@ -166,31 +211,31 @@ def _has_the_terminal() -> bool:
 # -------------------------------------------------------------------- what it came to
 
 
-def booked(chosen: Settings) -> Booked:
-    """What the store says of all runs of the pacer. Raises: StoreError, Away."""
-    with closing(vault_of(chosen)) as vault:
-        sums = [row.sums() for row in vault.rows() if row.pacer == chosen.run]
-    return Booked(*(sum(row[name] for row in sums) for name in Booked.__struct_fields__))
-
-
-def _told(chosen: Settings, before: Booked, seen: tally.Tally) -> Iterator[str]:
-    if not seen.started:
-        yield (
-            "no Python of this command was paced: it started none, or one that does not look at PYTHONPATH (-E, -I, "
-            "-S); a program that is not Python is not covered"
-        )
-    for python in seen.missing:
-        yield f"calls of {python} were NOT PACED: token-pacer is not installed there"
+def _standing_now(chosen: Settings) -> Standing | str:
     try:
-        now = booked(chosen).since(before)
+        return receipts.standing(chosen)
     except (Away, Forgotten, StoreError) as error:
-        yield f"what was spent cannot be told: {error}"
-        return
-    if not (seen.seen or now.calls) and any(getattr(chosen, name) is not None for name in _LIMITS):
-        yield "NO MODEL CALL WAS SEEN"
-        return
-    held = f", {now.held:,} still held" if now.held else ""
-    yield (
-        f"{now.calls:,} calls, {now.spent:,} tokens spent, {now.unknown:,} unknown{held}, {seen.refused:,} refused, "
-        f"waited {seen.waited_seconds:.1f} s"
-    )
+        return str(error)
+
+
+def _written(made: Receipt, directory: Path, before: Standing, outfiles: Outfiles) -> Iterator[str]:
+    """Write the files that were asked for; what could not be written is told."""
+    if outfiles.receipt is not None:
+        from pacer.cli import screen
+
+        yield from _put(outfiles.receipt, lambda: screen.as_json(made, indent=2) + "\n")
+    if outfiles.report is not None:
+        from pacer.cli import course, page  # only where there is a page to be made
+
+        def text() -> str:
+            steps = course.course(tally.calls(directory), made.run, made.started_at, made.seconds)
+            return page.page(made, steps, before.books)
+
+        yield from _put(outfiles.report, text)
+
+
+def _put(outfile: Outfile, text: Callable[[], str]) -> Iterator[str]:
+    try:
+        outfile.write(text())
+    except OSError as error:
+        yield f"{str(outfile.path)!r} cannot be written: {error.strerror or error}"

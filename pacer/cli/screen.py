@@ -19,9 +19,9 @@ INDENTED = 10
 """Agents nested deeper than that are shown as deep as this."""
 
 
-def as_json(value: object) -> str:
+def as_json(value: object, indent: int | None = None) -> str:
     """Values as JSON of ASCII letters."""
-    return json.dumps(msgspec.to_builtins(value)).replace("\x7f", "\\u007f")
+    return json.dumps(msgspec.to_builtins(value), indent=indent).replace("\x7f", "\\u007f")
 
 
 def console() -> Console:

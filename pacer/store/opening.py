@@ -80,7 +80,12 @@ def books_of(vault: Vault, chosen: Settings) -> Opened:
     """
     limits = limits_of(chosen)
     try:
-        opened = vault.open(chosen.run, chosen.ceiling, limits)
+        try:
+            opened = vault.open(chosen.run, chosen.ceiling, limits)
+        except Away:
+            from pacer.store.shared import attempts
+
+            opened = attempts(chosen.store_grace)(vault.open, chosen.run, chosen.ceiling, limits)
         if chosen.update_limits:
             changes = [Change(limits=limits)] if limits else []
             if "ceiling" in chosen.model_fields_set:

@@ -203,6 +203,11 @@ class RedisVault:
         except msgspec.MsgspecError as error:
             raise StoreError(f"{self._keys[0]} at {self._place} holds no limits of ours: {error}") from None
 
+    def told(self) -> dict[str, str]:
+        """What the server tells of itself. Raises: StoreError, Away."""
+        (text,) = self._talk([["INFO"]])
+        return dict(line.partition(":")[::2] for line in text.decode(errors="replace").splitlines() if ":" in line)
+
     def leave(self) -> None:
         """Give up what is carved out and claimed; the holds are left to the next one that looks at leases."""
         self._one("leave", {})

@@ -27,7 +27,8 @@ from pacer.admission import Admission
 from pacer.entry import Answer, Change, Limit, Look, Settle
 from pacer.errors import StoreError
 from pacer.ledger import Account
-from pacer.shared import Receded, SharedAdmission
+from pacer.share import Receded
+from pacer.shared import SharedAdmission
 from pacer.store.journal import Journal
 from pacer.store.memory import MemoryStore
 from pacer.store.vault import Away, Busy, Forgotten, Opened, Vault
@@ -175,12 +176,7 @@ class SharedStore(MemoryStore):
             self._take_told()
 
     def _write_the_rest(self, vault: Vault) -> None:
-        for attempt in tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(Away),
-            wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.25),
-            stop=tenacity.stop_after_delay(self._grace),
-            reraise=True,
-        ):
+        for attempt in attempts(self._grace):
             with attempt:
                 while self._admission.outbox:
                     _tell(self._exchange_batch(patient=True))
@@ -216,7 +212,7 @@ class SharedStore(MemoryStore):
             return  # further up in this thread it is looked at again
         if self._away_since is not None or self._shared.has_passed:
             self._keep()
-        is_little = len(self._admission.outbox) <= MOST_OF_CALLERS
+        is_little = 0 < len(self._admission.outbox) <= MOST_OF_CALLERS
         if is_little and self._vault.is_quick and self._away_since is None:
             with suppress(Away):  # the clerk has more time
                 self._exchange(patient=False)
@@ -432,6 +428,16 @@ class SharedStore(MemoryStore):
         self._journal.after_fork(self._vault.member)
         self._shared.forget_the_living()
         _close_with_process(self)
+
+
+def attempts(grace: float) -> tenacity.Retrying:
+    """Attempts at what a vault does, as long as it is away and for ``grace`` seconds. The last one raises: Away."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(Away),
+        wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.25),
+        stop=tenacity.stop_after_delay(grace),
+        reraise=True,
+    )
 
 
 def _leave(vault: Vault) -> None:
