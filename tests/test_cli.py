@@ -21,7 +21,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pacer import Pacer
-from pacer.cli import screen, view
+from pacer.cli import spelling, view
 from pacer.cli.main import app
 from pacer.entry import Hold, Limit, Look, Settle
 from pacer.errors import LimitsConflict
@@ -285,7 +285,7 @@ def test_a_run_that_is_asked_for_by_an_odd_name_is_an_odd_name(store):
     [(0, "0"), (-5, "-5"), (999_999, "999,999"), (1_000_000, "1.00M"), (12_345_678, "12.3M"), (2**53, "9.01P")],
 )
 def test_short_numbers(amount, text):
-    assert screen.short(amount) == text
+    assert spelling.short(amount) == text
 
 
 # -------------------------------------------------------------------- names of runs

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 import pacer
@@ -13,6 +17,8 @@ from pacer.pacer import join
 from pacer.ticket import Reservation
 from pacer.usage import Estimate, Usage
 from tests.engine import Clock
+
+ROOT = Path(__file__).parent.parent
 
 
 def admitted(budget: Pacer, worst: int, expected: int | None = None) -> Reservation:
@@ -146,3 +152,23 @@ def test_the_public_names_are_these():
     ]
     assert transports.__all__ == ["BudgetTransport", "Receipt", "install", "uninstall"]
     assert all(getattr(pacer, name).__doc__ for name in pacer.__all__)
+    assert set(pacer.__all__) < set(dir(pacer))
+    room = sys.modules["pacer.pacer"]
+    assert (pacer.Pacer, pacer.run, pacer.agent) == (Pacer, room.run, room.agent)
+    assert not hasattr(pacer, "join")
+
+
+def test_only_what_is_asked_for_is_loaded():
+    code = "import sys, pacer; pacer.SettingsError; print([name for name in sys.modules if name.startswith('pacer.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "['pacer.errors']\n"
+
+
+def test_the_transports_load_no_library_that_their_user_may_not_need():
+    """Neither HTTP library, no store but that of the process, nothing of the commands."""
+    code = "import sys, transports; transports.BudgetTransport(ceiling=5); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    loaded = done.stdout.split()
+    assert "pacer.store.memory" in loaded
+    later = ("httpx", "redis", "sqlite3", "rich", "typer", "opentelemetry.sdk", "pacer.cli", "pacer.store.shared")
+    assert [name for name in loaded if name.startswith(later)] == []

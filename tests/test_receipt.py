@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from pacer import settings
-from pacer.cli import receipt, screen
+from pacer.cli import receipt, screen, spelling
 from pacer.cli.receipt import Books, Limited, Standing
 from pacer.cli.tally import Tally
 from pacer.entry import Hold, Limit, Settle
@@ -88,7 +88,7 @@ def test_it_is_json_of_ascii_whatever_the_names_are():
     made = receipt_of([call(agents=(HOSTILE,) * 200, model=HOSTILE, server=HOSTILE)])
     text = screen.as_json(made, indent=2)
     assert text.isascii()
-    assert screen.plain(text.replace("\n", "")) == text.replace("\n", "")
+    assert spelling.plain(text.replace("\n", "")) == text.replace("\n", "")
     again = json.loads(text)
     assert again["models"][0]["name"] == HOSTILE
     assert again["books"]["spent"] == 30

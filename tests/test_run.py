@@ -136,6 +136,43 @@ def test_nothing_is_loaded_in_a_python_that_makes_no_calls():
     assert paced("--", sys.executable, "-c", code).stdout == "[]\n"
 
 
+LATER = ("httpx", "transports", "rich.console", "typer.rich_utils", "opentelemetry", "tenacity", "aiolimiter", "redis")
+
+
+def test_the_start_of_a_command_waits_for_nothing_that_it_does_without():
+    """Each of these would hold up every command for tens of milliseconds."""
+    command = [sys.executable, "-X", "importtime", "-m", "pacer.cli", "run", "--quiet", "--", "true"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
+    loaded = re.findall(r"^import time:.*\|\s+(\S+)$", done.stderr, re.MULTILINE)
+    assert "pacer.cli.main" in loaded
+    assert "pacer.store.sqlite" in loaded
+    assert [name for name in loaded if name.startswith(LATER)] == []
+
+
+PLUGIN = """
+import os
+print("loaded by", os.getpid())
+class plugin:
+    def new_schema_validator(*_):
+        return None, None, None
+"""
+
+
+def test_a_plugin_of_pydantic_does_not_hold_up_the_command_and_is_there_in_it(tmp_path):
+    there = tmp_path / "theirs-1.0.dist-info"
+    there.mkdir()
+    (there / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (there / "entry_points.txt").write_text("[pydantic]\ntheirs = theirs:plugin\n")
+    (tmp_path / "theirs.py").write_text(PLUGIN)
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    code = "import os, pydantic_settings; print(os.getpid(), os.environ.get('PYDANTIC_DISABLE_PLUGINS'))"
+    loaded, own = paced("--", sys.executable, "-c", code, PYTHONPATH=path).stdout.splitlines()
+    assert own.split()[1] == "None"
+    assert loaded.removeprefix("loaded by ") == own.split()[0]
+    kept = paced("--", sys.executable, "-c", code, PYTHONPATH=path, PYDANTIC_DISABLE_PLUGINS="theirs")
+    assert kept.stdout.split()[1:] == ["theirs"]
+
+
 FAMILY = """
 import multiprocessing, subprocess, sys
 if __name__ == "__main__":

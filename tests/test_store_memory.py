@@ -13,7 +13,7 @@ import pytest
 
 from pacer.errors import CeilingReached
 from pacer.parking import AsyncioSeat, ThreadSeat, TrioSeat
-from pacer.store.memory import MemoryStore
+from pacer.store.memory import MOST_POSTED, MemoryStore
 from pacer.ticket import Ticket
 from tests.engine import Engine, call, granted, place_of
 
@@ -46,6 +46,14 @@ def test_an_arrival_that_empties_the_line_before_its_timer_does_wakes_those_it_f
     engine.offer(call(50))
     assert granted(late)
     assert engine.seats[0].wakes == 1
+
+
+def test_what_is_only_counted_is_counted_for_whoever_looks_and_never_heaps_up():
+    store = Engine().store
+    for _ in range(10 * MOST_POSTED + 1):
+        store.count("unmetered")
+        assert len(store._posts) < MOST_POSTED
+    assert store.status().unmetered == 10 * MOST_POSTED + 1
 
 
 def test_the_next_is_examined_when_the_head_leaves():

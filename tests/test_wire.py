@@ -14,6 +14,7 @@ from transports.wire import (
     FAMILIES,
     Tally,
     Wire,
+    _families_of,
     anthropic,
     bedrock,
     cohere,
@@ -155,6 +156,13 @@ def test_an_unknown_path_that_names_a_model_and_speaks_to_it_is_a_model_call(spe
 def test_any_other_post_passes(text, headers):
     """A model without speech, speech without a model, no JSON, or nothing readable is somebody else's call."""
     assert recognise("POST", "/brand/new", text, headers) is None
+
+
+def test_the_paths_of_other_traffic_are_not_remembered():
+    """They may all differ, and would push out those of model calls."""
+    before = _families_of.cache_info()
+    assert {recognise("POST", f"/v1/orders/{number}", b"{}", JSON) for number in range(500)} == {None}
+    assert _families_of.cache_info() == before
 
 
 # ---------------------------------------------------------------- what a request says of itself

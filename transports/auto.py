@@ -25,7 +25,7 @@ from pacer.scope import HEADER
 from pacer.settings import OF_A_TRANSPORT, Settings, SettingsInput
 from transports.budget import BudgetTransport, Send
 from transports.inner import Inner
-from transports.library import Response, body_of, library_of
+from transports.library import Response, body_of
 from transports.wire import recognise
 
 LIBRARIES = ("httpx", "httpx2")
@@ -39,10 +39,11 @@ _KEPT = "_token_pacer_kept"
 class PacedTransport(BudgetTransport):
     """A BudgetTransport that was put around a client's own transport."""
 
-    def __init__(self, inner: Any, pacer: Pacer, chosen: Settings) -> None:
+    def __init__(self, inner: Any, pacer: Pacer, chosen: Settings, library: ModuleType) -> None:
         # Not by super(), which would check the settings again for each client.
         self.pacer = pacer
         self.inner = inner
+        self._library = library
         self._settings = chosen
         self._scope = None
         self._inner = Inner(inner, verify=True, http2=False, limits=None)
@@ -68,7 +69,7 @@ class PacedTransport(BudgetTransport):
         if _is_below_us.get():
             return True
         path = request.url.raw_path.partition(b"?")[0].decode("ascii", "replace")
-        if recognise("POST", path, body_of(request, library_of(request)), request.headers) is not None:
+        if recognise("POST", path, body_of(request, self._library), request.headers) is not None:
             return False
         self.pacer.count_unmetered()
         return True
@@ -125,9 +126,9 @@ class _Patch:
         for name in CLIENTS:
             kind = getattr(library, name)
             if all(kind is not patched for patched, _, _ in self._originals):
-                self._put_in(kind)
+                self._put_in(kind, library)
 
-    def _put_in(self, kind: type) -> None:
+    def _put_in(self, kind: type, library: ModuleType) -> None:
         original = kind.__dict__[CHOICE]
 
         @wraps(original)
@@ -135,7 +136,7 @@ class _Patch:
             inner = original(client, url)
             kept = client.__dict__.get(_KEPT)
             paced = kept.get(id(inner)) if kept is not None and kept.patch is self else None
-            return self._first_around(client, inner) if paced is None else paced
+            return self._first_around(client, inner, library) if paced is None else paced
 
         setattr(kind, CHOICE, choice)
         self._originals.append((kind, original, choice))
@@ -149,7 +150,7 @@ class _Patch:
         for client in list(self._clients.values()):
             client.__dict__.pop(_KEPT, None)
 
-    def _first_around(self, client: Any, inner: Any) -> Any:
+    def _first_around(self, client: Any, inner: Any, library: ModuleType) -> Any:
         """The transport for a call that the client would have sent through ``inner``."""
         if self._is_over or _is_paced(inner):
             return inner
@@ -157,7 +158,7 @@ class _Patch:
         if kept is None or kept.patch is not self or len(kept) >= MOST_KEPT:
             kept = client.__dict__[_KEPT] = _Kept(self)
             self._clients[id(client)] = client
-        return kept.setdefault(id(inner), PacedTransport(inner, self.pacer, self._settings))
+        return kept.setdefault(id(inner), PacedTransport(inner, self.pacer, self._settings, library))
 
 
 def _is_paced(transport: Any) -> bool:

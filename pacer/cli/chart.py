@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 import msgspec
 
-from pacer.cli.screen import plain
+from pacer.cli.spelling import plain
 
 WIDE, HIGH = 1_000, 100
 """The units of a plot, whatever its size on the screen."""

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pacer.cli.doctor import Check, Report
-from pacer.cli.screen import plain
 from pacer.cli.sdks import Found
+from pacer.cli.spelling import plain
 
 _STYLES = {"yes": "green", "partly": "yellow", "unknown": "yellow", "no": "red", "warning": "yellow", "wrong": "red"}
 

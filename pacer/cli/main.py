@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Annotated, Any, NoReturn
 
 from pacer import settings
+from pacer.cli.spelling import plain
 from pacer.entry import Answer, Change, Entry, Look
 from pacer.errors import PacerError, SettingsError
 from pacer.settings import RatesInput, SettingsInput
@@ -23,11 +24,12 @@ from pacer.store.opening import limits_of, vault_of
 from pacer.store.vault import Away, Forgotten, RunRow, Vault
 
 try:
+    import rich  # noqa: F401  # only whether it is there: it takes long, and pacer run does without
     import typer
     from typer.core import TyperGroup
 
     from pacer.cli import run as runner
-    from pacer.cli import screen, view
+    from pacer.cli import view
 except ImportError as missing:
     if (missing.name or "").partition(".")[0] not in ("typer", "rich"):
         raise
@@ -90,6 +92,8 @@ Number = Annotated[str | None, typer.Option(metavar="N|none")]
 @app.command()
 def runs(store: StoreOption = None, json: JsonOption = False) -> None:
     """List all runs, the one used last at the end."""
+    from pacer.cli import screen
+
     with _errors_told(), _vault(store) as vault:
         views = [view.run_of(row) for row in vault.rows()]
     if json:
@@ -107,6 +111,8 @@ def status(
     json: JsonOption = False,
 ) -> None:
     """Show how a run stands: its numbers, its rates, its agents in all processes, and who waits for what."""
+    from pacer.cli import screen
+
     with _errors_told():
         row = _row(store, run)
         with _vault(store, row.pacer) as vault:
@@ -144,6 +150,8 @@ def end(
     force: Annotated[bool, typer.Option("--force", help="Also while calls are in flight or processes live.")] = False,
 ) -> None:
     """Print the final numbers of a run and remove its books."""
+    from pacer.cli import screen
+
     with _errors_told():
         row = _row(store, run)
         seen = view.run_of(row)
@@ -156,7 +164,7 @@ def end(
         screen.console().print(screen.numbers(seen))
         with _vault(store, row.pacer) as vault:
             vault.end(row.name)
-    typer.echo(f"ended {screen.plain(seen.run)}")
+    typer.echo(f"ended {plain(seen.run)}")
 
 
 @app.command("set")
@@ -188,7 +196,7 @@ def set_limits(
             raise SettingsError("nothing to set: give --ceiling, a rate, --pause or --resume")
         with _vault(store, row.pacer) as vault:
             _exchange(vault, changes)
-    typer.echo(f"set {screen.plain(view.label(row))}")
+    typer.echo(f"set {plain(view.label(row))}")
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -231,7 +239,7 @@ def run_command(
     if not command:
         _fail("there is no command to run: pacer run [OPTIONS] -- python their_agents.py", 2)
     if not quiet and (foreign := runner.foreign(command)):
-        typer.echo(f"pacer: {screen.plain(foreign)}", err=True)
+        typer.echo(f"pacer: {plain(foreign)}", err=True)
     with _errors_told():
         outcome = runner.run(
             command,
@@ -243,14 +251,14 @@ def run_command(
             shows_line=not quiet,
         )
     for line in (*(() if quiet else outcome.lines), *outcome.errors):
-        typer.echo(f"pacer: {screen.plain(line)}", err=True)
+        typer.echo(f"pacer: {plain(line)}", err=True)
     raise typer.Exit(outcome.code)
 
 
 @app.command()
 def doctor(store: StoreOption = None, json: JsonOption = False) -> None:
     """Tell which SDKs of this environment are covered, and whether settings, store and Pythons are as they must be."""
-    from pacer.cli import diagnosis  # what they look at takes a while to import
+    from pacer.cli import diagnosis, screen  # what they look at takes a while to import
     from pacer.cli import doctor as examination
 
     report = examination.examine(store)
@@ -345,5 +353,5 @@ def _errors_told() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"pacer: {screen.plain(message)}", err=True)
+    typer.echo(f"pacer: {plain(message)}", err=True)
     raise typer.Exit(code)

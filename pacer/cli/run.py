@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,8 @@ from pacer.cli import receipt as receipts
 from pacer.cli.outfile import Outfile
 from pacer.cli.receipt import NO_PROXY, Receipt, Standing
 from pacer.errors import SettingsError, StoreError
-from pacer.pacer import Pacer
 from pacer.settings import Settings
+from pacer.store.opening import books_of, vault_of
 from pacer.store.vault import Away, Forgotten
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def run(
         chosen, variables = _settled(given, directory)
         if exports:
             variables |= otel.variables()
-        Pacer.from_settings(chosen).close()  # the run is there, with these limits, before anybody joins it
+        with closing(vault_of(chosen)) as vault:
+            books_of(vault, chosen)  # the run is there, with these limits, before anybody joins it
         before = receipts.standing(chosen)
         started_at, clock = time.time(), time.monotonic()
         line = _line(chosen) if shows_line else None
@@ -151,7 +152,8 @@ def _settled(given: Mapping[str, str], directory: Path) -> tuple[Settings, dict[
         asked["store"] = f"sqlite:{os.path.abspath(found.store.removeprefix('sqlite:'))}"
     if "run" not in found.model_fields_set:
         asked["run"] = f"run-{secrets.token_hex(4)}"
-    return settings.load(**asked), {f"PACER_{name.upper()}": text for name, text in asked.items()}  # type: ignore[arg-type]
+    chosen = found.model_copy(update={name: asked[name] for name in ("store", "run") if name in asked})
+    return chosen, {f"PACER_{name.upper()}": text for name, text in asked.items()}
 
 
 def _surroundings(directory: Path) -> dict[str, str]:

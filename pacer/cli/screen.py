@@ -13,9 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pacer.cli.spelling import plain as plain
-from pacer.cli.spelling import short as short
-from pacer.cli.spelling import span
+from pacer.cli.spelling import plain, short, span
 from pacer.cli.view import Level, Process, RunView, StatusView, ToldAgent, ToldFinished, ToldWait
 
 INDENTED = 10

@@ -25,6 +25,8 @@ from pacer.usage import Estimate, Oddity, Settlement, Status, Usage, Word
 
 _log = logging.getLogger("pacer")
 T = TypeVar("T")
+MOST_POSTED = 128
+"""So many counts may lie there until somebody looks into the books."""
 
 
 class _Books:
@@ -129,9 +131,13 @@ class MemoryStore:
         self._work_off()
 
     def count(self, oddity: Oddity, amount: int = 1) -> None:
-        """Post a count: a stream that is collected under the lock may find that it cannot be read."""
+        """Post a count: a stream that is collected under the lock may find that it cannot be read.
+
+        Nobody waits for it: whoever looks into the books next works it off, or the last of many.
+        """
         self._posts.append((self._admission.count, (oddity, amount)))
-        self._work_off()
+        if len(self._posts) >= MOST_POSTED:
+            self._work_off()
 
     def status(self, account: Account | None = None) -> Status:
         """How everything stands, posted settlements included."""

@@ -10,11 +10,7 @@ from pacer.entry import Change, Limit
 from pacer.errors import LimitsConflict, StoreError
 from pacer.ledger import Account
 from pacer.settings import Settings, shown
-from pacer.shared import SharedAdmission
 from pacer.store import Store
-from pacer.store.journal import Journal
-from pacer.store.memory import MemoryStore
-from pacer.store.shared import SharedStore, attempts
 from pacer.store.vault import Away, Opened, Vault
 from pacer.ticket import gates_of
 from pacer.usage import Kind
@@ -26,10 +22,16 @@ BURST_SECONDS = 10.0
 def open_store(chosen: Settings, clock: Callable[[], float]) -> Store:
     """The store for a pacer with these settings. Raises: StoreError, LimitsConflict."""
     if chosen.store == "memory:":
+        from pacer.store.memory import MemoryStore
+
         gates = gates_of(limits_of(chosen), clock())
         return MemoryStore(Admission(_account(chosen, chosen.ceiling), gates, **_rules(chosen)), clock)
+    from pacer.shared import SharedAdmission
+    from pacer.store.journal import Journal
+    from pacer.store.shared import SharedStore
+
     vault = vault_of(chosen)
-    opened = _opened(vault, chosen)
+    opened = books_of(vault, chosen)
     account, gates = _account(chosen, opened.run.ceiling), gates_of(opened.limits, clock())
     store = SharedStore(
         SharedAdmission(account, gates, vault.member, **_rules(chosen)),
@@ -71,11 +73,14 @@ def _account(chosen: Settings, ceiling: int | None) -> Account:
     return Account(chosen.run, ceiling, parent=Account("pacer", kind="pacer"))
 
 
-def _opened(vault: Vault, chosen: Settings) -> Opened:
-    """The books of the run; what is in force there holds, unless these settings are to change it for all."""
+def books_of(vault: Vault, chosen: Settings) -> Opened:
+    """The books of the run; what is in force there holds, unless these settings are to change it for all.
+
+    Raises: StoreError, LimitsConflict.
+    """
     limits = limits_of(chosen)
     try:
-        opened = attempts(chosen.store_grace)(vault.open, chosen.run, chosen.ceiling, limits)
+        opened = _opened(vault, chosen, limits)
         if chosen.update_limits:
             changes = [Change(limits=limits)] if limits else []
             if "ceiling" in chosen.model_fields_set:
@@ -92,6 +97,15 @@ def _opened(vault: Vault, chosen: Settings) -> Opened:
     if "ceiling" in chosen.model_fields_set:
         _agree(chosen.run, "ceiling", chosen.ceiling, opened.run.ceiling)
     return opened
+
+
+def _opened(vault: Vault, chosen: Settings, limits: tuple[Limit, ...]) -> Opened:
+    try:
+        return vault.open(chosen.run, chosen.ceiling, limits)
+    except Away:
+        from pacer.store.shared import attempts
+
+        return attempts(chosen.store_grace)(vault.open, chosen.run, chosen.ceiling, limits)
 
 
 def _agree(run: str, setting: str, mine: float | None, theirs: float | None) -> None:

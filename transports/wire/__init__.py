@@ -40,15 +40,17 @@ FAMILIES: tuple[Wire, ...] = (
     ollama.EMBEDDINGS,
 )
 """Asked in this order; the first that matches reads the call."""
+_PATH_ENDS = tuple(end for wire in FAMILIES for end in wire.path_ends)
 
 
 def recognise(method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Wire | None:
     """The wire format of a request, ``None`` when it is no model call. ``body`` is ``None`` if it cannot be read."""
     if method != "POST":
         return None
-    for wire in _families_of(path):
-        if wire.only_if is None or wire.only_if(path, body):
-            return wire
+    if path.endswith(_PATH_ENDS):  # of other traffic, each path may be another one
+        for wire in _families_of(path):
+            if wire.only_if is None or wire.only_if(path, body):
+                return wire
     return generic.WIRE if generic.looks_like_a_model_call(path, body, headers) else None
 
 
@@ -57,4 +59,4 @@ def _families_of(path: str) -> tuple[Wire, ...]:
     """The families whose calls may have this path."""
     if "/threads/" in path:  # those hold messages, they do not answer them
         return ()
-    return tuple(wire for wire in FAMILIES if path.endswith(wire.path_end))
+    return tuple(wire for wire in FAMILIES if path.endswith(wire.path_ends))

@@ -71,9 +71,14 @@ class Wire:
     mark: bytes = b""
 
     @property
+    def path_ends(self) -> tuple[str, ...]:
+        """All the ways in which the path of its calls ends."""
+        return (self.path_end,) if isinstance(self.path_end, str) else self.path_end
+
+    @property
     def endpoint(self) -> str:
         """What tells this family from others that serve the same model: the first end that its paths have."""
-        return self.path_end if isinstance(self.path_end, str) else self.path_end[0]
+        return self.path_ends[0]
 
 
 # ---------------------------------------------------------------- requests

@@ -12,8 +12,7 @@ from pacer.usage import Usage
 from transports.wire import anthropic, bedrock, cohere, gemini, ollama, openai_chat
 from transports.wire import format as f
 
-_ENDS = ("/generate", "/chat", "/converse", "/converse-stream", "/invoke", "/embed")
-_VERBS = (":rawPredict", ":streamRawPredict")
+_ENDS = ("/generate", "/chat", "/converse", "/converse-stream", "/invoke", "/embed", ":rawPredict", ":streamRawPredict")
 _NO_CALLS = ("/count_tokens", ":countTokens", "/input_tokens", "/tokenize", "/moderations", "/files", "/batches")
 _CAPS = ("max_output_tokens", "max_completion_tokens", "max_tokens", "max_new_tokens")
 _NOTHING = (msgspec.Raw(), msgspec.Raw(b"null"))
@@ -50,7 +49,7 @@ _carrier = msgspec.json.Decoder(_Carrier)
 
 def looks_like_a_model_call(path: str, body: bytes | None, headers: Mapping[str, str]) -> bool:
     """By its path, or because its JSON names a model and something to say to it."""
-    if path.endswith(_ENDS + _VERBS):
+    if path.endswith(_ENDS):
         return True
     if path.endswith(_NO_CALLS):
         return False

@@ -11,7 +11,6 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-from typing import Any
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -20,7 +19,7 @@ class _Door:
     """Lets the transports in as soon as a library that they can pace is looked for."""
 
     @staticmethod
-    def find_spec(name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
         if name == "opentelemetry.instrumentation.auto_instrumentation":
             os.execl = _execl_behind_us  # type: ignore[assignment]
         if name not in ("httpx", "httpx2"):
