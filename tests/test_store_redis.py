@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 import os
 import select
 import socket
@@ -16,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 import redis
 from redis.crc import key_slot
@@ -493,6 +495,47 @@ def test_keys_lie_in_one_slot_and_are_kept_for_a_month(valkey: Valkey, make):
         assert all(KEPT_SECONDS - 10 < client.ttl(key) <= KEPT_SECONDS for key in keys)
 
 
+def test_a_key_that_comes_again_is_kept_for_a_month(valkey: Valkey, make):
+    """A hash goes with its last field."""
+    vault = make(valkey.url)
+    vault.open("nightly", 1_000, RATE)
+    with client_of(valkey) as client:
+        for name in ("a", "b"):
+            vault.exchange([hold(name, carves=(Carve(name, 10),)), Look("nightly", needs=950)])
+            assert all(KEPT_SECONDS - 10 < client.ttl(key) <= KEPT_SECONDS for key in _keys(client))
+            assert len(_keys(client)) == 6
+            vault.exchange([settle(name, 1), Release("nightly", (name,)), Withdraw("nightly")])
+            assert len(_keys(client)) == 3
+        vault.exchange([settle("c", 1, is_held=False)])
+        assert KEPT_SECONDS - 10 < client.ttl("pacer:1:{nightly}:holds") <= KEPT_SECONDS
+
+
+def test_where_nobody_claims_anything_nobody_looks_for_claims(valkey: Valkey, make):
+    """Their number in the row of the run says so, however they ended."""
+    vault, other = make(valkey.url), make(valkey.url)
+    for each in (vault, other):
+        each.open("nightly", 1_000, RATE)
+    vault.exchange([hold("a", 900)])
+    for end in (
+        lambda: other.exchange([Withdraw("nightly")]),
+        lambda: other.exchange([hold("b", 50), settle("b", 0)]),
+        lambda: other.exchange([hold("hopeless", 1_001)]),
+        other.leave,
+    ):
+        for _ in range(2):
+            other.exchange([hold("c", 500)])
+            assert row_of(valkey)[4] == 1
+        for _ in range(2):
+            end()
+            assert row_of(valkey)[4] == 0
+
+
+def row_of(valkey: Valkey) -> list:
+    """The row of a run as it is stored."""
+    with redis.Redis(port=valkey.port, protocol=2) as client:
+        return msgspec.msgpack.decode(client.hget("pacer:1:{nightly}:books", "run/nightly"))
+
+
 def test_runs_that_nobody_used_for_a_month_go(valkey: Valkey, make):
     """Not those in which something is open."""
     vault = make(valkey.url)
@@ -507,6 +550,39 @@ def test_runs_that_nobody_used_for_a_month_go(valkey: Valkey, make):
     assert {row.name for row in vault.rows()} == {"open", "nightly"}
 
 
+def test_a_renewal_tells_which_runs_were_used(valkey: Valkey, make):
+    """Since the last one, and once a day all of them: with thousands of runs their names would be most of the traffic."""
+    vault = make(valkey.url)
+    runs = "pacer:1:{nightly}:runs"
+    for run in ("used", "idle"):
+        vault.open(run, None, RATE)
+    vault.renew("{}")
+    with client_of(valkey) as client:
+        for all_used_at, renewed in ((vault._all_used_at, {"used"}), (-math.inf, {"used", "idle"})):
+            vault._all_used_at = all_used_at
+            client.zadd(runs, {"used": 1, "idle": 1})
+            vault.exchange([Look("used")])
+            vault.renew("{}")
+            assert {run for run, at in client.zrange(runs, 0, -1, withscores=True) if at > 1} == renewed
+        client.zadd(runs, {"used": 1, "idle": 1})
+        vault.renew("{}")
+        assert client.zscore(runs, "used") == 1, "not used since"
+
+
+def test_what_is_left_of_books_that_were_evicted_hurts_nobody(valkey: Valkey, make):
+    """Holds, carves and claims of runs that are not there any more lapse without a trace."""
+    dead, vault = make(valkey.url), make(valkey.url)
+    dead.open("old", 1_000, RATE)
+    dead.exchange([Hold("a", "old", 900, 900, {}, carves=(Carve("k", 50),)), Look("old", needs=500)])
+    dead.leave()
+    with client_of(valkey) as client:
+        client.delete("pacer:1:{nightly}:books")
+    vault.open("nightly", 1_000, RATE)
+    vault.renew("{}")
+    assert sums(vault) == (0,) * 12
+    assert [row.name for row in vault.rows()] == ["nightly"]
+
+
 def test_large_sums_lose_no_digit(valkey: Valkey, make):
     """A number of Lua has 53 bits."""
     vault = make(valkey.url)
@@ -518,7 +594,10 @@ def test_large_sums_lose_no_digit(valkey: Valkey, make):
     assert (sums(vault)[SPENT], sums(vault)[HELD]) == (3 * big, 2 * big + 2)
     vault.exchange([settle("d", 1), settle("f", 1)])
     assert (sums(vault)[SPENT], sums(vault)[HELD]) == (3 * big + 2, big)
+    assert row_of(valkey)[5][SPENT : HELD + 1] == [str(3 * big + 2), 0, big], "text only where it has to be"
     assert vault.rows()[0].sums()["spent"] == 3 * big + 2
+    with client_of(valkey) as client:
+        assert sorted(client.hkeys("pacer:1:{nightly}:books")) == ["pacer", "run/nightly"]
 
 
 def test_a_sum_that_cannot_be_written_changes_nothing(valkey: Valkey, make):

@@ -582,14 +582,14 @@ def _spell(change: Change) -> dict[str, Any]:
 
 
 def _verdict(told: list[Any]) -> Verdict | None:
-    match told:
-        case ["held", amount, seconds, setting]:
-            return Held(amount, float(seconds), setting)
-        case ["late", setting, seconds]:
-            return Late(setting, float(seconds))
-        case ["short"]:
+    match told[0] if told else None:
+        case "held":
+            return Held(told[1], float(told[2]), told[3])
+        case "late":
+            return Late(told[1], float(told[2]))
+        case "short":
             return Short()
-        case ["missing"]:
+        case "missing":
             return Missing()
         case _:
             return None

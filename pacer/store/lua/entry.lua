@@ -22,7 +22,8 @@ end
 -- Writes what was changed. The answer: the verdict, and where it is asked for, how the pacer and all runs of the
 -- exchange stand; put together of rows that are packed already.
 local function tell(verdict, is_run_changed)
-  local of_pacer, of_run = pack(pacer), run and pack(run) or '\192'
+  local of_pacer = (tells or is_pacer_changed) and pack(pacer)
+  local of_run = run and (tells or is_run_changed) and pack(run) or '\192'
   if is_run_changed and is_pacer_changed then
     call('HSET', books, 'pacer', of_pacer, 'run/' .. name, of_run)
   elseif is_run_changed then

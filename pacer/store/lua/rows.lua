@@ -10,11 +10,14 @@ local found, told = {}, {}
 local in_use = call('ZRANGE', runs, 0, -1, 'WITHSCORES')
 for place = 1, #in_use, 2 do
   local its = in_use[place]
-  local run, fault = open_run(its, call('HGET', books, 'run/' .. its))
-  if fault then
-    return fault
+  local text = call('HGET', books, 'run/' .. its)
+  if text then
+    local run, fault = open_run(its, text)
+    if fault then
+      return fault
+    end
+    found[#found + 1] = {its, ahead(its, run), run, in_use[place + 1]}
   end
-  found[#found + 1] = {its, ahead(its, run), run, in_use[place + 1]}
 end
 for member in each(members) do
   local status = call('HGET', books, 'told/' .. member)
