@@ -51,6 +51,7 @@ except ImportError as missing:
     raise StoreError("a store in Redis or Valkey needs redis-py: pip install token-pacer[redis]") from missing
 
 _log = logging.getLogger("pacer")
+T = TypeVar("T")
 
 CALL_SECONDS = 0.65
 """After this no further reply is waited for in one call; with the last one it takes less than a second."""
@@ -159,8 +160,6 @@ class _PacerRows(msgspec.Struct, array_like=True, frozen=True):
     runs: list[_Run]
     members: tuple[str, ...]
 
-
-T = TypeVar("T")
 
 _encode = msgspec.msgpack.Encoder().encode
 # Not strict: a sum that has too many digits for Lua comes as text.
