@@ -551,7 +551,7 @@ def test_runs_that_nobody_used_for_a_month_go(valkey: Valkey, make):
 
 
 def test_a_renewal_tells_which_runs_were_used(valkey: Valkey, make):
-    """Since the last one, and once a day all of them: with thousands of runs their names would be most of the traffic."""
+    """Since the last one, and once a day all of them: the names of thousands of runs would be most of the traffic."""
     vault = make(valkey.url)
     runs = "pacer:1:{nightly}:runs"
     for run in ("used", "idle"):
