@@ -482,7 +482,9 @@ class _Plain(_InTime, redis.Connection):
 
 
 class _Tls(_InTime, redis.SSLConnection):
-    pass
+    def can_read(self, timeout: float = 0) -> bool:
+        """What hiredis takes for an answer may be the tickets of TLS 1.3, and a pool gives up a connection for that."""
+        return timeout > 0 and super().can_read(timeout)
 
 
 class _Unix(_InTime, redis.UnixDomainSocketConnection):
