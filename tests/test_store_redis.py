@@ -49,8 +49,8 @@ def valkey(shared: Valkey) -> Valkey:
 
 @pytest.fixture
 def own() -> Iterator[Valkey]:
-    """A server of the test's own, which keeps its books on disk."""
-    with Valkey(appendonly="yes") as valkey:
+    """A server of the test's own, which keeps its books on disk before it answers."""
+    with Valkey(appendonly="yes", appendfsync="always") as valkey:
         yield valkey
 
 
@@ -125,6 +125,27 @@ def test_who_is_in_haste_leaves_an_answer_behind_that_nobody_takes_for_another_o
     assert isinstance(answer.verdicts[1], Held)
     assert answer.runs["nightly"].sums[IN_FLIGHT] == 1
     assert own.ask("INFO", "clients").count(b"connected_clients:2\r\n") == 1, "the vault's one, and the one that asks"
+
+
+def test_who_waits_longer_for_the_same_answer_does_not_ask_again(own: Valkey, make):
+    """A slow server would have twice as much to do."""
+    vault = make(own.url)
+    vault.open("nightly", 1_000, RATE)
+    vault.exchange([hold("a"), settle("a", 5)])
+    with client_of(own) as client:
+        before = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+        own.freeze()
+        for _ in range(2):
+            with pytest.raises(Away):
+                vault.exchange([hold("b"), settle("b", 40)], patient=False)
+        own.cont()
+        answer = vault.exchange([hold("b"), settle("b", 40)])
+        assert answer.verdicts == [Held(100), None]
+        assert answer.runs["nightly"].sums[SPENT : CARVED + 1] == (45, 0, 0, 0)
+        assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == before + 2
+        vault.exchange([settle("b", 40)])
+        vault.exchange([settle("b", 40)])
+        assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == before + 4, "who has the answer asks anew"
 
 
 def test_event_loops_wait_for_a_near_server_only(valkey: Valkey, make):

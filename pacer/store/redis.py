@@ -501,6 +501,8 @@ class _Client(redis.Redis):
     line: Any
     owed = 0
     """Replies that nobody has waited for, which come before all others."""
+    asked: Sequence[bytes] = ()
+    """The commands sent last."""
 
     def send(self, commands: Sequence[bytes], haste: float | None = None) -> list[Any]:
         """Replies to commands in one round trip, the scripts loaded first where the server has lost them.
@@ -520,8 +522,10 @@ class _Client(redis.Redis):
 
     def _round_trip(self, commands: Sequence[bytes], haste: float | None = None) -> list[Any]:
         line = self.line
-        line.send_packed_command([b"".join(commands)])
-        self.owed += len(commands)
+        if not self.owed or commands != self.asked:  # a server that is slow need not hear it twice
+            line.send_packed_command([b"".join(commands)])
+            self.owed += len(commands)
+            self.asked = commands
         if haste is not None and not line.can_read(haste):
             raise _Slow("the answer of the store is still to come")
         replies = []
