@@ -187,7 +187,7 @@ class RedisVault:
         self._heads = {script: _head(script, self._keys) for script in _SCRIPTS}
         self._epochs: dict[str, str] = {}
         self._used: set[str] = set()
-        self._all_used_at = -math.inf
+        self._all_used_at = time.monotonic()
         self._lived_at = -math.inf
         self._client: _Client | None = None
         self._is_cluster = False
@@ -210,6 +210,7 @@ class RedisVault:
         }
         pacer, found = self._read(_opening, self._one("open", run, asked))
         self._epochs[run] = found.row.epoch
+        self._used.add(run)
         return Opened(pacer.limits(), pacer.paused, pacer.revision, found.row.books(found.claimed))
 
     def exchange(self, entries: Sequence[Entry], *, patient: bool = True) -> Answer:
