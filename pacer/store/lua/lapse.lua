@@ -23,7 +23,7 @@ local function drop(gone, opened, all_carves, all_claims)
     if gone[member] then
       call('HDEL', claims, field)
       local run = opened(its)
-      run[CLAIMS] = run[CLAIMS] - 1
+      run[CLAIMS] = math.max(0, run[CLAIMS] - 1)  -- those of books that were evicted were not counted
     end
   end
 end
