@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 import os
 import select
 import socket
@@ -16,11 +17,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 import redis
 from redis.crc import key_slot
 
-from pacer.entry import Carve, Change, Held, Hold, Limit, Look, Settle, Short
+from pacer.entry import Carve, Change, Held, Hold, Limit, Look, Release, Settle, Short, Withdraw
 from pacer.errors import StoreError
 from pacer.store.redis import RedisVault
 from pacer.store.vault import KEPT_SECONDS, Away, Forgotten
@@ -47,8 +49,8 @@ def valkey(shared: Valkey) -> Valkey:
 
 @pytest.fixture
 def own() -> Iterator[Valkey]:
-    """A server of the test's own, which keeps its books on disk."""
-    with Valkey(appendonly="yes") as valkey:
+    """A server of the test's own, which keeps its books on disk before it answers."""
+    with Valkey(appendonly="yes", appendfsync="always") as valkey:
         yield valkey
 
 
@@ -123,6 +125,27 @@ def test_who_is_in_haste_leaves_an_answer_behind_that_nobody_takes_for_another_o
     assert isinstance(answer.verdicts[1], Held)
     assert answer.runs["nightly"].sums[IN_FLIGHT] == 1
     assert own.ask("INFO", "clients").count(b"connected_clients:2\r\n") == 1, "the vault's one, and the one that asks"
+
+
+def test_who_waits_longer_for_the_same_answer_does_not_ask_again(own: Valkey, make):
+    """A slow server would have twice as much to do."""
+    vault = make(own.url)
+    vault.open("nightly", 1_000, RATE)
+    vault.exchange([hold("a"), settle("a", 5)])
+    with client_of(own) as client:
+        before = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+        own.freeze()
+        for _ in range(2):
+            with pytest.raises(Away):
+                vault.exchange([hold("b"), settle("b", 40)], patient=False)
+        own.cont()
+        answer = vault.exchange([hold("b"), settle("b", 40)])
+        assert answer.verdicts == [Held(100), None]
+        assert answer.runs["nightly"].sums[SPENT : CARVED + 1] == (45, 0, 0, 0)
+        assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == before + 2
+        vault.exchange([settle("b", 40)])
+        vault.exchange([settle("b", 40)])
+        assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == before + 4, "who has the answer asks anew"
 
 
 def test_event_loops_wait_for_a_near_server_only(valkey: Valkey, make):
@@ -377,25 +400,59 @@ def test_an_old_server_is_refused(info: str, named: str, make):
 
 @pytest.mark.parametrize("part", ["books", "holds", "carves", "members", "claims", "runs"])
 def test_a_foreign_key_in_our_place_is_named_and_nothing_is_written(part: str, valkey: Valkey, make):
-    """Whatever is asked for, and wherever it stands in a batch."""
-    key = f"pacer:1:{{nightly}}:{part}"
+    """By all that a process does at its beginning, at its end and every few seconds."""
     vault = make(valkey.url)
     vault.open("nightly", 1_000, RATE)
-    with client_of(valkey) as client:
-        client.delete(key)
-        client.lpush(key, "foreign")
-        before = {name: client.dump(name) for name in _keys(client)}
+    with foreign(valkey, part):
         for call in (
             lambda: vault.open("nightly", 1, RATE),
-            lambda: vault.exchange([hold("a")]),
-            lambda: vault.exchange([settle("a", 1, is_held=False)]),
             lambda: vault.renew("{}"),
             vault.leave,
             lambda: vault.end("nightly"),
         ):
             with pytest.raises(StoreError, match=rf"{part} is a list"):
                 call()
-        assert {name: client.dump(name) for name in _keys(client)} == before
+
+
+ON_HOLDS = [hold("b"), settle("a", 1), settle("c", 1, is_held=False)]
+ON_CARVES = [hold("b", carves=(Carve("k", 1),)), hold("b", reserve="k"), settle("a", 1, reserve="k", returned=5)]
+
+
+@pytest.mark.parametrize(
+    ("part", "entry"),
+    [
+        *(("books", entry) for entry in (*ON_HOLDS, *ON_CARVES, Look("nightly"), Change(paused=True))),
+        *(("holds", entry) for entry in ON_HOLDS),
+        *(("carves", entry) for entry in (*ON_CARVES, Release("nightly", ("k",)))),
+        *(("claims", entry) for entry in (hold("b", 950), Look("nightly", needs=950))),
+        *(("members", entry) for entry in (*ON_HOLDS, *ON_CARVES, Look("nightly"), Withdraw("nightly"))),
+    ],
+    ids=str,
+)
+def test_an_entry_that_needs_a_foreign_key_writes_nothing(part: str, entry, valkey: Valkey, make):
+    """Scripts do not roll back; so each of them meets such a key before it writes to another one."""
+    vault, dead = make(valkey.url), make(valkey.url)
+    for each in (vault, dead):
+        each.open("nightly", 1_000, RATE)
+    vault.exchange([hold("a")])
+    dead.exchange([hold("d", carves=(Carve("e", 1),))])
+    if part == "claims":
+        dead.leave()  # what it held is to be booked by who is short
+    vault._lived_at = 0.0
+    with foreign(valkey, part, may_live=part != "members"), pytest.raises(StoreError, match="WRONGTYPE"):
+        vault.exchange([entry])
+
+
+@contextlib.contextmanager
+def foreign(valkey: Valkey, part: str, may_live: bool = False) -> Iterator[None]:
+    """A list in place of one of our keys, while nothing may be written (but perhaps who lives)."""
+    key, members = f"pacer:1:{{nightly}}:{part}", "pacer:1:{nightly}:members"
+    with client_of(valkey) as client:
+        client.delete(key)
+        client.lpush(key, "foreign")
+        before = {name: client.dump(name) for name in _keys(client) if not may_live or name != members}
+        yield
+        assert {name: client.dump(name) for name in before} == before
 
 
 def _keys(client: redis.Redis) -> list[str]:
@@ -417,22 +474,25 @@ def test_who_may_evict_budgets_is_warned_of(policy, memory, warnings, make, capl
 
 
 def test_a_server_that_may_not_write_is_away_and_writes_nothing(make):
-    """Full memory and a replica both may be over in a minute."""
+    """Full memory and a replica both may be over in a minute. What frees memory may be written all the same."""
     with Valkey() as valkey, client_of(valkey) as client:
         vault = make(valkey.url)
         vault.open("nightly", 1_000, RATE)
         vault.exchange([hold("a"), hold("b")])
-        for wrong, right in (
-            (("CONFIG", "SET", "maxmemory", 1), ("CONFIG", "SET", "maxmemory", 0)),
-            (("REPLICAOF", "127.0.0.1", 1), ("REPLICAOF", "NO", "ONE")),
+        for wrong, right, entries in (
+            (("CONFIG", "SET", "maxmemory", 1), ("CONFIG", "SET", "maxmemory", 0), [hold("c")]),
+            (("REPLICAOF", "127.0.0.1", 1), ("REPLICAOF", "NO", "ONE"), [hold("c"), settle("a", 5)]),
         ):
-            before = client.hgetall("pacer:1:{nightly}:books")
+            before = {name: client.dump(name) for name in _keys(client)}
             assert b"OK" in valkey.ask(*wrong)
-            with pytest.raises(Away):
-                vault.exchange([settle("a", 5)])
+            for entry in entries:
+                with pytest.raises(Away):
+                    vault.exchange([entry])
             assert b"OK" in valkey.ask(*right)
-            assert client.hgetall("pacer:1:{nightly}:books") == before
+            assert {name: client.dump(name) for name in _keys(client)} == before
+        valkey.ask("CONFIG", "SET", "maxmemory", 1)
         vault.exchange([settle("a", 5)])
+        assert sums(vault)[SPENT : CARVED + 1] == (5, 0, 100, 0)
 
 
 # ---------------------------------------------------------------- keys and numbers
@@ -456,6 +516,47 @@ def test_keys_lie_in_one_slot_and_are_kept_for_a_month(valkey: Valkey, make):
         assert all(KEPT_SECONDS - 10 < client.ttl(key) <= KEPT_SECONDS for key in keys)
 
 
+def test_a_key_that_comes_again_is_kept_for_a_month(valkey: Valkey, make):
+    """A hash goes with its last field."""
+    vault = make(valkey.url)
+    vault.open("nightly", 1_000, RATE)
+    with client_of(valkey) as client:
+        for name in ("a", "b"):
+            vault.exchange([hold(name, carves=(Carve(name, 10),)), Look("nightly", needs=950)])
+            assert all(KEPT_SECONDS - 10 < client.ttl(key) <= KEPT_SECONDS for key in _keys(client))
+            assert len(_keys(client)) == 6
+            vault.exchange([settle(name, 1), Release("nightly", (name,)), Withdraw("nightly")])
+            assert len(_keys(client)) == 3
+        vault.exchange([settle("c", 1, is_held=False)])
+        assert KEPT_SECONDS - 10 < client.ttl("pacer:1:{nightly}:holds") <= KEPT_SECONDS
+
+
+def test_where_nobody_claims_anything_nobody_looks_for_claims(valkey: Valkey, make):
+    """Their number in the row of the run says so, however they ended."""
+    vault, other = make(valkey.url), make(valkey.url)
+    for each in (vault, other):
+        each.open("nightly", 1_000, RATE)
+    vault.exchange([hold("a", 900)])
+    for end in (
+        lambda: other.exchange([Withdraw("nightly")]),
+        lambda: other.exchange([hold("b", 50), settle("b", 0)]),
+        lambda: other.exchange([hold("hopeless", 1_001)]),
+        other.leave,
+    ):
+        for _ in range(2):
+            other.exchange([hold("c", 500)])
+            assert row_of(valkey)[4] == 1
+        for _ in range(2):
+            end()
+            assert row_of(valkey)[4] == 0
+
+
+def row_of(valkey: Valkey) -> list:
+    """The row of a run as it is stored."""
+    with redis.Redis(port=valkey.port, protocol=2) as client:
+        return msgspec.msgpack.decode(client.hget("pacer:1:{nightly}:books", "run/nightly"))
+
+
 def test_runs_that_nobody_used_for_a_month_go(valkey: Valkey, make):
     """Not those in which something is open."""
     vault = make(valkey.url)
@@ -466,8 +567,41 @@ def test_runs_that_nobody_used_for_a_month_go(valkey: Valkey, make):
         long_ago = time.time() - KEPT_SECONDS - 10
         client.zadd("pacer:1:{nightly}:runs", {"old": long_ago, "open": long_ago})
         vault.open("nightly", 1_000, RATE)
-        assert not [field for field in client.hkeys("pacer:1:{nightly}:books") if field.startswith("old/")]
+        assert sorted(client.hkeys("pacer:1:{nightly}:books")) == ["pacer", "run/nightly", "run/open"]
     assert {row.name for row in vault.rows()} == {"open", "nightly"}
+
+
+def test_a_renewal_tells_which_runs_were_used(valkey: Valkey, make):
+    """Since the last one, and once a day all of them: the names of thousands of runs would be most of the traffic."""
+    vault = make(valkey.url)
+    runs = "pacer:1:{nightly}:runs"
+    for run in ("used", "idle"):
+        vault.open(run, None, RATE)
+    vault.renew("{}")
+    with client_of(valkey) as client:
+        for all_used_at, renewed in ((vault._all_used_at, {"used"}), (-math.inf, {"used", "idle"})):
+            vault._all_used_at = all_used_at
+            client.zadd(runs, {"used": 1, "idle": 1})
+            vault.exchange([Look("used")])
+            vault.renew("{}")
+            assert {run for run, at in client.zrange(runs, 0, -1, withscores=True) if at > 1} == renewed
+        client.zadd(runs, {"used": 1, "idle": 1})
+        vault.renew("{}")
+        assert client.zscore(runs, "used") == 1, "not used since"
+
+
+def test_what_is_left_of_books_that_were_evicted_hurts_nobody(valkey: Valkey, make):
+    """Holds, carves and claims of runs that are not there any more lapse without a trace."""
+    dead, vault = make(valkey.url), make(valkey.url)
+    dead.open("old", 1_000, RATE)
+    dead.exchange([Hold("a", "old", 900, 900, {}, carves=(Carve("k", 50),)), Look("old", needs=500)])
+    dead.leave()
+    with client_of(valkey) as client:
+        client.delete("pacer:1:{nightly}:books")
+    vault.open("nightly", 1_000, RATE)
+    vault.renew("{}")
+    assert sums(vault) == (0,) * 12
+    assert [row.name for row in vault.rows()] == ["nightly"]
 
 
 def test_large_sums_lose_no_digit(valkey: Valkey, make):
@@ -481,7 +615,10 @@ def test_large_sums_lose_no_digit(valkey: Valkey, make):
     assert (sums(vault)[SPENT], sums(vault)[HELD]) == (3 * big, 2 * big + 2)
     vault.exchange([settle("d", 1), settle("f", 1)])
     assert (sums(vault)[SPENT], sums(vault)[HELD]) == (3 * big + 2, big)
+    assert row_of(valkey)[5][SPENT : HELD + 1] == [str(3 * big + 2), 0, big], "text only where it has to be"
     assert vault.rows()[0].sums()["spent"] == 3 * big + 2
+    with client_of(valkey) as client:
+        assert sorted(client.hkeys("pacer:1:{nightly}:books")) == ["pacer", "run/nightly"]
 
 
 def test_a_sum_that_cannot_be_written_changes_nothing(valkey: Valkey, make):
@@ -495,8 +632,8 @@ def test_a_sum_that_cannot_be_written_changes_nothing(valkey: Valkey, make):
             vault.exchange([Settle("a", "nightly", booked, {})])
     assert sums(vault) == before
     with client_of(valkey) as client:
-        client.hset("pacer:1:{nightly}:books", "nightly/held", "some")
-    with pytest.raises(StoreError, match="nightly/held"):
+        client.hset("pacer:1:{nightly}:books", "run/nightly", "some")
+    with pytest.raises(StoreError, match="run/nightly"):
         vault.exchange([hold("b")])
 
 

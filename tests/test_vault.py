@@ -664,6 +664,7 @@ def test_who_leaves_gives_back_its_carves_at_once_and_its_holds_when_next_somebo
 
 
 def test_who_left_may_come_back(shelf, vault):
+    look(vault)
     vault.leave()
     vault.exchange([hold("a", 5)])
     opened(shelf).renew("{}")

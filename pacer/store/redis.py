@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import msgspec
+from msgspec.structs import astuple
 
 from pacer.entry import Answer, Change, Entry, Held, Late, Limit, Look, Missing, RunBooks, Short, Verdict
 from pacer.errors import StoreError
@@ -49,6 +51,7 @@ except ImportError as missing:
     raise StoreError("a store in Redis or Valkey needs redis-py: pip install token-pacer[redis]") from missing
 
 _log = logging.getLogger("pacer")
+T = TypeVar("T")
 
 CALL_SECONDS = 0.65
 """After this no further reply is waited for in one call; with the last one it takes less than a second."""
@@ -59,6 +62,9 @@ QUICK_SECONDS = 0.0004
 """A server that usually answers sooner is worth that an event loop waits for it; further away there are threads."""
 HASTE_SECONDS = 0.0006
 """So long an exchange that is not patient waits for its answer."""
+
+USED_SECONDS = 24 * 3600.0
+"""So often all runs that were opened are noted to be in use; in between only those that were used."""
 
 _SCHEMES = {"redis": "redis", "valkey": "redis", "rediss": "rediss", "valkeys": "rediss", "unix": "unix"}
 _FILES = {"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"}
@@ -80,51 +86,88 @@ _NAMELESS: dict[str, Any] = (
 )
 _inherited: list[Any] = []  # connections of the parent of a fork: closing one here would end the parent's
 
+_KEPT = int(KEPT_SECONDS * 1000)
+_AFTER = re.compile(r"-- after (.*)\n")
+_PLACE = re.compile(r"^local ([A-Z_]+) = (\d+)\n", re.MULTILINE)
+
 
 def _read_scripts() -> dict[str, str]:
+    """Each script, after the files that it names, and with the numbers of the places in place of their names."""
     folder = files("pacer.store") / "lua"
     texts = {file.name.removesuffix(".lua"): file.read_text("utf-8") for file in folder.iterdir()}
-    books = texts.pop("books")
-    return {name: books + text for name, text in texts.items()}
+    places = dict(_PLACE.findall(texts["books"]))
+    named = re.compile(rf"\b({'|'.join(places)})\b")
+    texts = {name: named.sub(lambda found: places[found[1]], _PLACE.sub("", text)) for name, text in texts.items()}
+    after = {name: found[1].split(", ") for name, text in texts.items() if (found := _AFTER.match(text))}
+    return {name: "".join(texts[each] for each in (*before, name)) for name, before in after.items()}
 
 
 _SCRIPTS = _read_scripts()
 _SHAS = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for name, text in _SCRIPTS.items()}
 
 
-class _Told(msgspec.Struct, frozen=True):
-    verdict: tuple[str, ...] = ()
-    runs: dict[str, RunBooks] = {}
-    levels: dict[Kind, float] = {}
-    refunds: dict[Kind, int] = {}
-    paused: bool = False
-    revision: int = 0
+class _Rate(msgspec.Struct, array_like=True, frozen=True):
+    kind: Kind
+    setting: str
+    amount: float
+    per: float
+    burst: float
+    level: float
+    refunds: int
 
 
-class _Opening(msgspec.Struct, frozen=True):
-    limits: str
-    paused: bool
+class _Pacer(msgspec.Struct, array_like=True, frozen=True):
+    stamp: float
     revision: int
+    paused: bool
+    rates: list[_Rate]
+
+    def limits(self) -> tuple[Limit, ...]:
+        return tuple(Limit(rate.setting, rate.kind, rate.amount, rate.per, rate.burst) for rate in self.rates)
+
+
+class _Row(msgspec.Struct, array_like=True, frozen=True):
     epoch: str
-    run: RunBooks
+    ceiling: int | bool
+    """``False`` is none."""
+    paused: bool
+    number: int
+    claims: int
+    sums: tuple[int, ...]
+
+    def books(self, claimed: int) -> RunBooks:
+        return RunBooks(None if self.ceiling is False else self.ceiling, self.paused, claimed, self.sums)
 
 
-class _UsedRun(RunBooks, frozen=True, kw_only=True):
-    used_at: float
+class _Run(msgspec.Struct, array_like=True, frozen=True):
+    name: str
+    claimed: int
+    row: _Row
+    used_at: float = 0.0
 
 
-class _PacerRows(msgspec.Struct, frozen=True):
-    limits: str = "[]"
-    levels: dict[str, float] = {}
-    runs: dict[str, _UsedRun] = {}
-    members: dict[str, str] = {}
+class _Told(msgspec.Struct, array_like=True, frozen=True):
+    verdict: list[Any]
+    lived_at: float = 0.0
+    others: list[_Run] = []
+    claimed: int = 0
+    pacer: _Pacer = _Pacer(0.0, 0, False, [])
+    run: _Row | None = None
 
 
-# Not strict: every number comes as text, which alone is exact in Lua.
-_told = msgspec.json.Decoder(_Told, strict=False)
-_opening = msgspec.json.Decoder(_Opening, strict=False)
-_pacer_rows = msgspec.json.Decoder(_PacerRows, strict=False)
-_limits = msgspec.json.Decoder(tuple[Limit, ...])
+class _PacerRows(msgspec.Struct, array_like=True, frozen=True):
+    pacer: _Pacer
+    runs: list[_Run]
+    members: tuple[str, ...]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+# Not strict: a sum that has too many digits for Lua comes as text.
+_told = msgspec.msgpack.Decoder(_Told, strict=False).decode
+_opening = msgspec.msgpack.Decoder(tuple[_Pacer, _Run], strict=False).decode
+_pacer_rows = msgspec.msgpack.Decoder(_PacerRows, strict=False).decode
+_pacer_row = msgspec.msgpack.Decoder(_Pacer).decode
+_time = msgspec.msgpack.Decoder(float).decode
 
 
 class RedisVault:
@@ -141,7 +184,11 @@ class RedisVault:
         self._keys = _keys(pacer)
         self._lease = lease
         self.member = secrets.token_hex(8)
+        self._heads = {script: _head(script, self._keys) for script in _SCRIPTS}
         self._epochs: dict[str, str] = {}
+        self._used: set[str] = set()
+        self._all_used_at = time.monotonic()
+        self._lived_at = -math.inf
         self._client: _Client | None = None
         self._is_cluster = False
         self._is_checked = False
@@ -157,29 +204,41 @@ class RedisVault:
     def open(self, run: str, ceiling: int | None, limits: tuple[Limit, ...]) -> Opened:
         """Make what is missing, and return what is there."""
         asked = {
-            "run": run,
-            "ceiling": "" if ceiling is None else str(ceiling),
-            "limits": _spell_limits(limits),
+            "ceiling": False if ceiling is None else ceiling,
+            "limits": limits,
             "epoch": secrets.token_hex(8),
         }
-        found = _opening.decode(self._one("open", asked))
-        self._epochs[run] = found.epoch
-        return Opened(self._read_limits(found.limits), found.paused, found.revision, found.run)
+        pacer, found = self._read(_opening, self._one("open", run, asked))
+        self._epochs[run] = found.row.epoch
+        self._used.add(run)
+        return Opened(pacer.limits(), pacer.paused, pacer.revision, found.row.books(found.claimed))
 
     def exchange(self, entries: Sequence[Entry], *, patient: bool = True) -> Answer:
         """Each entry is one script, all of them one round trip; without patience for the answer it is Away."""
         batch = entries or (Look(""),)
-        who = self._who({entry.run: self._epochs.get(entry.run, "") for entry in batch if entry.run})
-        commands = [_command(self._keys, *_spell(entry), who) for entry in batch]
-        commands[-1][-1] = "1"
+        epochs = {entry.run: self._epochs.get(entry.run, "") for entry in batch if entry.run}
+        *before, last = batch
+        commands = [self._enter(entry, {entry.run: epochs.get(entry.run, "")}, tells=False) for entry in before]
+        commands.append(self._enter(last, epochs, tells=True))
         started = time.monotonic()
         try:
-            told = [_told.decode(reply) for reply in self._talk(commands, patient=patient)]
+            told = [self._read(_told, reply) for reply in self._talk(commands, patient=patient)]
         finally:
             self._learn((time.monotonic() - started) / len(commands))
-        last = told[-1]
-        verdicts = [_verdict(one.verdict) for one in told[: len(entries)]]
-        return Answer(verdicts, last.runs, last.levels, last.refunds, last.paused, last.revision)
+        end = told[-1]
+        self._lived_at = end.lived_at
+        self._used |= epochs.keys()
+        runs = {other.name: other.row.books(other.claimed) for other in end.others}
+        if end.run is not None:
+            runs[last.run] = end.run.books(end.claimed)
+        return Answer(
+            [_verdict(one.verdict) for one in told[: len(entries)]],
+            runs,
+            {rate.kind: rate.level for rate in end.pacer.rates},
+            {rate.kind: rate.refunds for rate in end.pacer.rates},
+            end.pacer.paused,
+            end.pacer.revision,
+        )
 
     def _learn(self, seconds: float) -> None:
         """How long the server took for an entry tells whether it is near and not too busy."""
@@ -188,20 +247,25 @@ class RedisVault:
 
     def renew(self, status: str) -> None:
         """Prolong the lease, and book what others have lost theirs with."""
-        self._one("renew", {"status": status}, self._epochs)
+        now = time.monotonic()
+        is_due = now - self._all_used_at > USED_SECONDS
+        used = self._epochs if is_due else {run: self._epochs.get(run, "") for run in self._used}
+        self._lived_at = self._read(_time, self._one("renew", "", status, used))
+        self._used.clear()
+        self._all_used_at = now if is_due else self._all_used_at
 
     def limits(self) -> tuple[Limit, ...]:
         """The limits of the pacer as they are now."""
-        (text,) = self._talk([["HGET", self._keys[0], "/limits"]])
+        (text,) = self._talk([_packed("HGET", self._keys[0], "pacer")])
         if text is None:
             raise Forgotten(f"the pacer {self._pacer} is not in {self._place} any more")
-        return self._read_limits(text)
+        return self._read(_pacer_row, text).limits()
 
-    def _read_limits(self, text: str | bytes) -> tuple[Limit, ...]:
+    def _read(self, decode: Callable[[bytes], T], text: bytes) -> T:
         try:
-            return _limits.decode(text)
+            return decode(text)
         except msgspec.MsgspecError as error:
-            raise StoreError(f"{self._keys[0]} at {self._place} holds no limits of ours: {error}") from None
+            raise StoreError(f"{self._keys[0]} at {self._place} holds no books of ours: {error}") from None
 
     def told(self) -> dict[str, str]:
         """What the server tells of itself. Raises: StoreError, Away."""
@@ -210,12 +274,14 @@ class RedisVault:
 
     def leave(self) -> None:
         """Give up what is carved out and claimed; the holds are left to the next one that looks at leases."""
-        self._one("leave", {})
+        self._lived_at = -math.inf
+        self._one("leave")
 
     def after_fork(self) -> None:
         """Be another member, with a connection of its own."""
         _inherited.append(self._client)
         self._client = None
+        self._lived_at = -math.inf
         self.member = secrets.token_hex(8)
 
     def rows(self) -> list[RunRow]:
@@ -227,7 +293,7 @@ class RedisVault:
 
     def end(self, run: str) -> None:
         """Remove the books of a run."""
-        self._one("end", {"run": run})
+        self._one("end", run)
 
     def close(self) -> None:
         """Close the connection; another call would open it again."""
@@ -237,15 +303,20 @@ class RedisVault:
 
     # ------------------------------------------------------------ commands
 
-    def _who(self, epochs: dict[str, str]) -> bytes:
-        kept = int(KEPT_SECONDS * 1000)
-        return msgspec.json.encode({"me": self.member, "lease": self._lease, "kept": kept, "epochs": epochs})
+    def _enter(self, entry: Entry, epochs: dict[str, str], *, tells: bool) -> bytes:
+        asked = _spell(entry) if isinstance(entry, Change) else astuple(entry)
+        return self._command(self._heads[type(entry).__name__.lower()], entry.run, asked, epochs, tells)
 
-    def _one(self, script: str, asked: dict[str, Any], epochs: dict[str, str] | None = None) -> Any:
-        command = _command(self._keys, script, msgspec.json.encode(asked), self._who(epochs or {}))
-        return self._talk([command])[0]
+    def _one(self, script: str, run: str = "", asked: Any = None, epochs: dict[str, str] | None = None) -> Any:
+        return self._talk([self._command(self._heads[script], run, asked, epochs)])[0]
 
-    def _talk(self, commands: Sequence[list[Any]], *, patient: bool = True) -> list[Any]:
+    def _command(
+        self, head: bytes, run: str = "", asked: Any = None, epochs: dict[str, str] | None = None, tells: bool = False
+    ) -> bytes:
+        text = _encode((self.member, self._lease, _KEPT, self._lived_at, tells, epochs or {}, run, asked))
+        return b"%b$%d\r\n%b\r\n" % (head, len(text), text)
+
+    def _talk(self, commands: Sequence[bytes], *, patient: bool = True) -> list[Any]:
         """Replies to commands in one round trip, or what is the trouble.
 
         Raised here, where no frame and no context of the exception knows the password.
@@ -258,7 +329,7 @@ class RedisVault:
             raise trouble.with_traceback(None)
         return replies
 
-    def _attempt(self, commands: Sequence[list[Any]], patient: bool) -> tuple[list[Any], Exception | None]:
+    def _attempt(self, commands: Sequence[bytes], patient: bool) -> tuple[list[Any], Exception | None]:
         try:
             if self._client is None:
                 self._client = self._connect()
@@ -298,13 +369,15 @@ class RedisVault:
             named = _BOOKS.fullmatch(key.decode(errors="replace"))
             if named is not None:
                 name = named[1]
-                command = _command(_keys(name), "rows", b"{}", self._who({}))
+                command = self._command(_head("rows", _keys(name)))
                 (reply,) = node.send([command])
-                found = _pacer_rows.decode(reply)
-                limits, members = self._read_limits(found.limits), tuple(found.members.values())
-                for run, books in found.runs.items():
-                    plain = RunBooks(books.ceiling, books.paused, books.claimed, books.sums)
-                    yield RunRow(name, run, plain, limits, found.levels, books.used_at, members)
+                if reply:
+                    found = self._read(_pacer_rows, reply)
+                    limits = found.pacer.limits()
+                    levels: dict[str, float] = {rate.kind: rate.level for rate in found.pacer.rates}
+                    for run in found.runs:
+                        books = run.row.books(run.claimed)
+                        yield RunRow(name, run.name, books, limits, levels, run.used_at, found.members)
 
     # ------------------------------------------------------------ the connection
 
@@ -415,7 +488,9 @@ class _Plain(_InTime, redis.Connection):
 
 
 class _Tls(_InTime, redis.SSLConnection):
-    pass
+    def can_read(self, timeout: float = 0) -> bool:
+        """What hiredis takes for an answer may be the tickets of TLS 1.3, and a pool gives up a connection for that."""
+        return timeout > 0 and super().can_read(timeout)
 
 
 class _Unix(_InTime, redis.UnixDomainSocketConnection):
@@ -432,8 +507,10 @@ class _Client(redis.Redis):
     line: Any
     owed = 0
     """Replies that nobody has waited for, which come before all others."""
+    asked: Sequence[bytes] = ()
+    """The commands sent last."""
 
-    def send(self, commands: Sequence[list[Any]], haste: float | None = None) -> list[Any]:
+    def send(self, commands: Sequence[bytes], haste: float | None = None) -> list[Any]:
         """Replies to commands in one round trip, the scripts loaded first where the server has lost them.
 
         Raises: _Slow if none comes in ``haste`` seconds.
@@ -441,7 +518,7 @@ class _Client(redis.Redis):
         replies = self._round_trip(commands, haste)
         lost = [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if lost:  # a server that was started anew, or that never heard of us
-            self._round_trip([["SCRIPT", "LOAD", text] for text in _SCRIPTS.values()])
+            self._round_trip([_packed("SCRIPT", "LOAD", text) for text in _SCRIPTS.values()])
             for place, reply in zip(lost, self._round_trip([commands[p] for p in lost]), strict=True):
                 replies[place] = reply
         for reply in replies:
@@ -449,10 +526,12 @@ class _Client(redis.Redis):
                 raise reply
         return replies
 
-    def _round_trip(self, commands: Sequence[list[Any]], haste: float | None = None) -> list[Any]:
+    def _round_trip(self, commands: Sequence[bytes], haste: float | None = None) -> list[Any]:
         line = self.line
-        line.send_packed_command(line.pack_commands(commands))
-        self.owed += len(commands)
+        if not self.owed or commands != self.asked:  # a server that is slow need not hear it twice
+            line.send_packed_command([b"".join(commands)])
+            self.owed += len(commands)
+            self.asked = commands
         if haste is not None and not line.can_read(haste):
             raise _Slow("the answer of the store is still to come")
         replies = []
@@ -493,41 +572,35 @@ def _keys(pacer: str) -> list[str]:
     return [f"pacer:1:{{{pacer}}}:{part}" for part in _PARTS]
 
 
-def _command(keys: list[str], script: str, asked: bytes, who: bytes) -> list[Any]:
-    return ["EVALSHA", _SHAS[script], len(keys), *keys, who, asked, ""]
+_packer: Any = redis.Connection()  # type: ignore[no-untyped-call]  # it is never connected
 
 
-def _spell(entry: Entry) -> tuple[str, bytes]:
-    """The script of an entry, and the entry as JSON; whole numbers as text, which alone is exact in Lua."""
-    plain = msgspec.to_builtins(entry)
-    if isinstance(entry, Change) and not isinstance(entry.limits, msgspec.UnsetType):
-        plain["limits"] = _spell_limits(entry.limits)
-    return type(entry).__name__.lower(), msgspec.json.encode(_as_text(plain))
+def _packed(*words: str | int | bytes) -> bytes:
+    return b"".join(_packer.pack_command(*words))
 
 
-def _as_text(value: Any) -> Any:
-    if type(value) is int:
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _as_text(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_as_text(one) for one in value]
-    return value
+def _head(script: str, keys: list[str]) -> bytes:
+    """The command of a script, but for its last word: packing the words that are always the same takes longest."""
+    return _packed("EVALSHA", _SHAS[script], len(keys), *keys, b"").removesuffix(b"$0\r\n\r\n")
 
 
-def _spell_limits(limits: tuple[Limit, ...]) -> str:
-    return msgspec.json.encode(limits).decode()
+def _spell(change: Change) -> dict[str, Any]:
+    """What is not there and what is nothing are the same in Lua, so to have no ceiling is ``False``."""
+    asked: dict[str, Any] = msgspec.to_builtins(change)
+    if asked.get("ceiling", 0) is None:
+        asked["ceiling"] = False
+    return asked
 
 
-def _verdict(told: tuple[str, ...]) -> Verdict | None:
-    match told:
-        case ("held", amount, seconds, setting):
-            return Held(int(amount), float(seconds), setting)
-        case ("late", setting, seconds):
-            return Late(setting, float(seconds))
-        case ("short",):
+def _verdict(told: list[Any]) -> Verdict | None:
+    match told[0] if told else None:
+        case "held":
+            return Held(told[1], float(told[2]), told[3])
+        case "late":
+            return Late(told[1], float(told[2]))
+        case "short":
             return Short()
-        case ("missing",):
+        case "missing":
             return Missing()
         case _:
             return None

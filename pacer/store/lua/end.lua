@@ -1,2 +1,4 @@
-forget(asked.run)
-return '{}'
+-- after books, whole
+
+forget(name)
+return ''

@@ -1,6 +1,10 @@
-drop({[who.me] = true})
-local lease = string.match(redis.call('HGET', members, who.me) or '', '|(.*)$')
-if lease then
-  put(members, who.me, spell(now) .. '|' .. lease)
+-- after books, lapse, whole
+
+with_runs(function(opened)
+  drop({[me] = true}, opened, each(carves), each(claims))
+end)
+local its = row(members, me)
+if its then
+  put(members, me, {now, its[2]})
 end
-return '{}'
+return ''

@@ -1,18 +1,9 @@
-local limits, fault = rates()
-if fault then
-  return fault
-end
-local run
-if asked.run ~= '' then
-  run, fault = read(asked.run, who.epochs[asked.run])
-  if fault then
-    return fault
-  end
-end
-live_on()
+-- after books, entry, claim
 
-local need = tonumber(asked.needs)
-if need > 0 and run.ceiling and need > run.ceiling - run.spent - run.unknown - run.carved - run.held - ahead(asked.run) then
-  claim(run, asked.run, need)
+local needs, sums = asked[2], run and run[SUMS]
+local is_short = needs > 0 and run[CEILING]
+  and needs > run[CEILING] - sums[SPENT] - sums[UNKNOWN] - sums[CARVED] - sums[HELD] - ahead(name, run)
+if is_short then
+  claim(needs)
 end
-return tell()
+return tell({}, is_short)

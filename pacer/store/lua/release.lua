@@ -1,14 +1,11 @@
-local _, fault = read(asked.run, who.epochs[asked.run])
-if fault then
-  return fault
-end
-live_on()
-for _, id in ipairs(asked.ids) do
-  local field = asked.run .. '/' .. id
-  local amount = string.match(redis.call('HGET', carves, field) or '', '|(.*)$')
-  if amount then
-    redis.call('HDEL', carves, field)
-    add(asked.run, 'carved', minus(amount))
+-- after books, entry
+
+for _, id in ipairs(asked[2]) do
+  local field = name .. '/' .. id
+  local carve = row(carves, field)
+  if carve then
+    call('HDEL', carves, field)
+    add(run[SUMS], CARVED, -carve[2])
   end
 end
-return tell()
+return tell({}, true)

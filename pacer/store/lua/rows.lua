@@ -1,27 +1,29 @@
+-- after books, lapse, whole
+
 lapse()
 clear_out()
-local limits, fault = rates()
-if fault then
-  return '{}'  -- removed since its name was read
+local pacer = row(books, 'pacer')
+if not pacer then
+  return ''  -- removed since its name was read
 end
-local all = {limits = redis.call('HGET', books, '/limits'), levels = {}, runs = {}, members = {}}
-for _, limit in ipairs(limits) do
-  all.levels[limit.kind] = spell(limit.level)
-end
-local used = redis.call('ZRANGE', runs, 0, -1, 'WITHSCORES')
-for place = 1, #used, 2 do
-  local run = used[place]
-  local found, missing = read(run, redis.call('HGET', books, run .. '/epoch'))
-  if missing then
-    return missing
-  end
-  all.runs[run] = show(found)
-  all.runs[run].used_at = used[place + 1]
-end
-for field, value in each(members) do
-  local member = string.match(field, '^(.*)/status$')
-  if member and value ~= '' then
-    all.members[member] = value
+local found, told = {}, {}
+local in_use = call('ZRANGE', runs, 0, -1, 'WITHSCORES')
+for place = 1, #in_use, 2 do
+  local its = in_use[place]
+  local text = call('HGET', books, 'run/' .. its)
+  if text then
+    local run, fault = open_run(its, text)
+    if fault then
+      return fault
+    end
+    found[#found + 1] = {its, ahead(its, run), run, in_use[place + 1]}
   end
 end
-return cjson.encode(all)
+for member in each(members) do
+  local status = call('HGET', books, 'told/' .. member)
+  if status and status ~= '' then
+    told[#told + 1] = status
+  end
+end
+refill(pacer)
+return pack({pacer, found, told})

@@ -1,55 +1,52 @@
-local run, fault = read(asked.run, who.epochs[asked.run])
-if fault then
-  return fault
-end
-for sum, amount in pairs(asked.booked) do
-  if not run[sum] or math.abs(run[sum] + tonumber(amount)) > 9e18 then
-    return redis.error_reply('SPOILT ' .. books .. ' cannot take ' .. amount .. ' at ' .. asked.run .. '/' .. sum)
+-- after books, entry
+
+local PLACES = {
+  spent = 1, unknown = 2, held = 3, carved = 4, input = 5, output = 6, cached = 7, written = 8, reasoning = 9,
+  estimated = 10, calls = 11, in_flight = 12,
+}
+local id, _, booked, gives_back, reserve, returned, is_held = unpack(asked)
+local sums = run[SUMS]
+for sum, amount in pairs(booked) do
+  if not PLACES[sum] or amount < 0 or sums[PLACES[sum]] + amount > 9e18 then  -- below 0: it had more than 63 bits
+    return redis.error_reply('SPOILT ' .. books .. ' cannot take ' .. amount .. ' at ' .. name .. '/' .. sum)
   end
 end
-local limits
-limits, fault = rates()
-if fault then
-  return fault
-end
-live_on()
 
-local field = asked.run .. '/' .. asked.id
-local row = redis.call('HGET', holds, field)
-local state, amount = string.match(row or '', '^(%a+)|.-|(.-)|')
+local field = name .. '/' .. id
+local hold = row(holds, field)
+local state = hold and hold[1]
 if state == 'tomb' then
-  return tell()
-elseif not row and asked.is_held then
+  return tell({})
+elseif not hold and is_held then
   return tell({'missing'})
 end
+local carve = returned ~= 0 and row(carves, name .. '/' .. reserve)
 
-if state == 'open' then
-  add(asked.run, 'held', minus(amount))
-  add(asked.run, 'in_flight', '-1')
-elseif state == 'lapsed' then
-  add(asked.run, 'unknown', minus(amount))
-  add(asked.run, 'calls', '-1')
-end
-for sum, more in pairs(asked.booked) do
-  add(asked.run, sum, more)
-end
-for _, limit in ipairs(limits) do
-  if asked.gives_back[limit.kind] then
-    fill(limit, limit.level + tonumber(asked.gives_back[limit.kind]))
-    redis.call('HINCRBY', books, '/refunds/' .. limit.kind, asked.gives_back[limit.kind])
-  end
-end
-if asked.returned ~= '0' then
-  local reserve = asked.run .. '/' .. asked.reserve
-  local member, left = string.match(redis.call('HGET', carves, reserve) or '', '^(.*)|(.*)$')
-  if member then
-    put(carves, reserve, member .. '|' .. spell(tonumber(left) + tonumber(asked.returned)))
-    add(asked.run, 'carved', asked.returned)
-  end
-end
-if row then
-  redis.call('HDEL', holds, field)
+if hold then
+  call('HDEL', holds, field)
 else
-  put(holds, field, table.concat({'tomb', who.me, '0', spell(now), '0', ''}, '|'))
+  put(holds, field, {'tomb', me, 0, now, 0, ''})
 end
-return tell()
+if state == 'open' then
+  add(sums, HELD, -hold[3])
+  add(sums, IN_FLIGHT, -1)
+elseif state == 'lapsed' then
+  add(sums, UNKNOWN, -hold[3])
+  add(sums, CALLS, -1)
+end
+for sum, amount in pairs(booked) do
+  add(sums, PLACES[sum], amount)
+end
+for _, rate in ipairs(rates) do
+  local given = gives_back[rate[KIND]]
+  if given then
+    rate[LEVEL] = math.min(rate[BURST], rate[LEVEL] + given)
+    rate[REFUNDS] = rate[REFUNDS] + given
+    is_pacer_changed = true
+  end
+end
+if carve then
+  put(carves, name .. '/' .. reserve, {carve[1], carve[2] + returned})
+  add(sums, CARVED, returned)
+end
+return tell({}, true)
