@@ -269,7 +269,7 @@ class RedisVault:
 
     def told(self) -> dict[str, str]:
         """What the server tells of itself. Raises: StoreError, Away."""
-        (text,) = self._talk([["INFO"]])
+        (text,) = self._talk([_packed("INFO")])
         return dict(line.partition(":")[::2] for line in text.decode(errors="replace").splitlines() if ":" in line)
 
     def leave(self) -> None:
