@@ -6,7 +6,7 @@ import gc
 import logging
 import threading
 import weakref
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
@@ -409,6 +409,14 @@ class Unyielding:
         self.lock.release()
 
 
+@pytest.fixture
+def collects_only_when_asked() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("collects_only_when_asked")
 @pytest.mark.parametrize("is_begun", [False, True])
 def test_a_stream_that_is_collected_inside_the_sdk_measures_later(monkeypatch, is_begun):
     """Its hold comes back at once; what there is to measure waits for the next call."""

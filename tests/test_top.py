@@ -127,8 +127,8 @@ def test_without_a_store_it_looks_for_the_command_that_was_started_last(tmp_path
 
 
 @contextmanager
-def watched(store: str, *words: str, rows: int = 20) -> Iterator[Terminal]:
-    with terminal(*PACER, "top", *words, "--store", store, rows=rows) as shown:
+def watched(store: str, *words: str, rows: int = 20, **variables: Any) -> Iterator[Terminal]:
+    with terminal(*PACER, "top", *words, "--store", store, rows=rows, **variables) as shown:
         yield shown
 
 
@@ -161,7 +161,7 @@ def test_it_follows_the_size_of_the_window(store):
     tree = [agent(f"agent-{number}") for number in range(30)]
     with vault(store) as opened:
         opened.renew(told(nightly={"agents": tree}))
-        with watched(store, rows=16) as shown:
+        with watched(store, rows=16, LINES="24", COLUMNS="80") as shown:  # as some shells export them
             shown.until_shown("and 2")
             for rows in (24, 12):
                 shown.resize(rows, 80)

@@ -51,6 +51,8 @@ def is_possible() -> bool:
 
 def watch(chosen: Settings, row: RunRow) -> None:
     """Show a run until somebody has seen enough; if its books end before that, print what they said last."""
+    for size in ("LINES", "COLUMNS"):  # some shells export them; the window counts, whose size may change
+        os.environ.pop(size, None)
     console, name = screen.console(), plain(view.label(row))
     watching = Watch(chosen, partial(_read, row), REFRESH_SECONDS)
     watching.start()
