@@ -506,9 +506,13 @@ class SharedAdmission(Admission):
         self._unheld.add(place)
         self._oddities["unshared"] += 1
 
-    def lose(self, name: str, why: str, now: float) -> None:
-        """The books of a run are gone (of all runs, without a name): nothing of it is let go any more."""
+    def lose(self, name: str, why: str, now: float) -> bool:
+        """The books of a run are gone (of all runs, without a name): nothing of it is let go any more.
+
+        Whether that is news.
+        """
         lost = [run for run in self.register.runs() if name in ("", run.name)]
+        is_new = not self._lost.keys() >= set(lost)
         self._lost |= dict.fromkeys(lost, why)
         for posted in [posted for posted in self.outbox if name in ("", posted.entry.run)]:
             self.outbox.remove(posted)
@@ -523,6 +527,7 @@ class SharedAdmission(Admission):
                 self.told.append(ticket)
         for run in lost:
             self._dismiss(self._waiting_below(run), why, now)
+        return is_new
 
     def stop_waiting(self) -> list[Callable[[], object]]:
         """Whom to tell that nobody knows when what they wait for is written."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -278,13 +279,15 @@ print("late", call(), call(), flush=True)
 
 
 @pytest.fixture
-def lives_on(place: Path) -> Path:
+def lives_on(place: Path) -> Iterator[Path]:
     """A program that starts another one and ends; the other one goes on when somebody has opened ``go``."""
     os.mkfifo(place / "begun")
     os.mkfifo(place / "go")
     (place / "starts.py").write_text(STARTS)
     (place / "lives_on.py").write_text(LIVES_ON)
-    return place
+    yield place
+    with suppress(OSError):  # nobody waits any more
+        os.close(os.open(place / "go", os.O_WRONLY | os.O_NONBLOCK))
 
 
 def said_after_all(place: Path) -> str:

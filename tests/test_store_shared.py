@@ -250,6 +250,17 @@ def test_a_run_that_was_ended_lets_nothing_more_go(shelf, caplog):
     assert caplog.text.count("nothing more is let go") == 1
 
 
+def test_a_store_that_was_removed_is_told_once_and_not_asked_all_the_time(tmp_path, caplog):
+    process = Process(_File(tmp_path), lease=60.0)
+    process.ask(100)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    for _ in range(3):
+        process.clock.now += 30.0
+        assert process.desk._work() == 20.0
+    assert caplog.text.count("nothing more is let go") == 1
+
+
 def test_books_that_know_less_than_before_are_not_relied_on(tmp_path):
     process = Process(_File(tmp_path))
     process.settle(process.ask(100), 100)

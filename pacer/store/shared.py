@@ -302,9 +302,11 @@ class SharedStore(MemoryStore):
                 why = f"an error of ours ({type(error).__name__}), see the log"
                 _log.error("run %s: an exchange with its store failed", self.account.name, exc_info=error)
         with self._lock:
-            self._shared.lose(name, why, self._clock())
+            is_new = self._shared.lose(name, why, self._clock())
             self._take_told()
-        _log.error("run %s: nothing more is let go, its store cannot be relied on: %s", name or self.account.name, why)
+        if is_new:
+            whose = name or self.account.name
+            _log.error("run %s: nothing more is let go, its store cannot be relied on: %s", whose, why)
 
     # ---------------------------------------------------------------- the clerk
 
@@ -334,6 +336,7 @@ class SharedStore(MemoryStore):
                     self._renew()
                 except (Forgotten, StoreError) as error:
                     self._lose_for(error)
+                    self._renewed_at = self._told_at = self._clock()  # nor is it asked again at once
                 self._look_around()
         self._come_back()
         now = self._clock()
