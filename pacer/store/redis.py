@@ -59,7 +59,7 @@ ANSWER_SECONDS = 0.3
 CONNECT_SECONDS = 0.2
 
 QUICK_SECONDS = 0.0004
-"""A server that usually answers sooner is worth that an event loop waits for it; further away there are threads."""
+"""A server that can answer sooner is worth that an event loop waits for it; further away there are threads."""
 HASTE_SECONDS = 0.0006
 """So long an exchange that is not patient waits for its answer."""
 
@@ -193,7 +193,7 @@ class RedisVault:
         self._is_cluster = False
         self._is_checked = False
         self._deadline = _Deadline()
-        self._usual_seconds = QUICK_SECONDS
+        self._nearest_seconds = QUICK_SECONDS
         self.is_quick = False
 
     def __repr__(self) -> str:
@@ -241,9 +241,10 @@ class RedisVault:
         )
 
     def _learn(self, seconds: float) -> None:
-        """How long the server took for an entry tells whether it is near and not too busy."""
-        self._usual_seconds += (min(seconds, HASTE_SECONDS) - self._usual_seconds) / 8
-        self.is_quick = self._usual_seconds < QUICK_SECONDS
+        """The quickest answers of late, by the entry, tell how near the server is: a near one is busy now and then."""
+        slower = (min(seconds, HASTE_SECONDS) - self._nearest_seconds) / 64
+        self._nearest_seconds = min(seconds, self._nearest_seconds + slower)
+        self.is_quick = self._nearest_seconds < QUICK_SECONDS
 
     def renew(self, status: str) -> None:
         """Prolong the lease, and book what others have lost theirs with."""
