@@ -45,8 +45,8 @@ PATIENCE_SECONDS = 0.8
 LONGEST_PAUSE_SECONDS = 0.004
 """Between two tries: who waits for a turn must not lose each of them to those who come later."""
 
-HASTE_SECONDS = 0.0006
-"""How long an exchange that is not patient goes on trying: an event loop waits for it, and others are soon done."""
+HASTE_SECONDS = 0.002
+"""How long an exchange that is not patient goes on trying: an event loop waits, but a thread would take longer."""
 
 LOG_PAGES = 4_000
 """So much an exchange writes before it waits for the disk itself; up to there, renewals move the log into the file."""
