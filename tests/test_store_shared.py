@@ -189,6 +189,20 @@ def test_a_store_that_is_away_is_waited_for_as_long_as_the_grace(shelf, caplog):
     assert process.admission.waiting == 0
 
 
+def test_a_store_is_back_when_something_went_through_not_when_there_was_nothing_to_write(shelf):
+    process = Process(shelf)
+    exchange = process.vault.exchange
+    cut_off(process)
+    process.offer(10)
+    fail(process)
+    process.desk._come_back()
+    assert process.desk._away_since is not None
+    process.vault.exchange = exchange
+    process.work()
+    process.desk._come_back()
+    assert process.desk._away_since is None
+
+
 def test_calls_that_go_without_it_are_booked_when_it_is_back(shelf):
     process = Process(shelf, failure="pass", ceiling=100)
     exchange = process.vault.exchange

@@ -347,7 +347,7 @@ def test_budgets_of_one_name_are_added_up():
 def test_beside_others_a_run_stands_as_in_all_processes_and_calls_are_each_ones_own(tmp_path):
     store = f"sqlite:{tmp_path / 'books.db'}"
     clock = Clock()
-    here, there = (Pacer(store=store, run="shared", ceiling=1_000, clock=clock) for _ in range(2))
+    here, there = (Pacer(store=store, run="of-two", ceiling=1_000, clock=clock) for _ in range(2))
     place = driven(there.admit(CALL))
     clock.now += 1.0  # what was seen so long ago is looked at again
     (seen,), (own,) = here.standings(), there.standings()
@@ -360,7 +360,7 @@ def test_beside_others_a_run_stands_as_in_all_processes_and_calls_are_each_ones_
     assert (seen.limit, seen.spent, seen.held) == (1_000, 80, 0)
     for budget in (here, there):
         budget.close()
-    assert budgets_of("shared") == {}
+    assert budgets_of("of-two") == {}
 
 
 def driven(way: Generator[Any, None, Reservation]) -> Reservation:

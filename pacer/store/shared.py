@@ -82,6 +82,7 @@ class SharedStore(MemoryStore):
         self._grace = grace
         self._away_since: float | None = None
         self._is_told_away = False
+        self._is_reached = True
         self._renewed_at = clock()
         self._told_at = clock() - TELL_SECONDS
         self._has_news = True
@@ -258,6 +259,7 @@ class SharedStore(MemoryStore):
         return [posted.done for posted in batch if posted.done is not None]
 
     def _take_in(self, batch: list[Posted], answer: Answer, limits: tuple[Limit, ...] | None) -> None:
+        self._is_reached = True
         if not self._has_news:
             self._has_news = True
             self._ring()
@@ -360,6 +362,7 @@ class SharedStore(MemoryStore):
             self._vault.renew(
                 msgspec.json.encode({"process": f"{socket.gethostname()}:{os.getpid()}", "runs": runs}).decode()
             )
+        self._is_reached = True
         self._renewed_at = self._told_at = now
 
     def _look_around(self) -> None:
@@ -381,6 +384,7 @@ class SharedStore(MemoryStore):
         with self._books as now:
             if self._away_since is None:
                 self._away_since = now
+            self._is_reached = False
             waiters = self._shared.stop_waiting()
             is_over = now - self._away_since >= self._grace
             if is_over:
@@ -411,7 +415,7 @@ class SharedStore(MemoryStore):
     def _come_back(self) -> None:
         if not self._admission.outbox:
             self._journal.clear()
-        if self._away_since is None:
+        if self._away_since is None or not self._is_reached:  # nothing to write is no sign that it could be written
             return
         with self._books:
             self._away_since = None
