@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pacer import Pacer
-from pacer.cli import run
+from pacer.cli import run, supervision
 from pacer.cli.model_server import ModelServer
 from tests.commands import ROOT, RUN, Terminal, environment, paced
 from tests.servers import CHAT, Connection, Server, answer_json, whole
@@ -496,8 +496,8 @@ def test_the_receipt_of_twenty_agents_is_the_bill_of_a_real_model(tmp_path):
     [
         (("sh", "-c", "exit 42"), 42),
         (("sh", "-c", "kill -KILL $$"), 128 + signal.SIGKILL),
-        (("no-such-command-anywhere",), run.NOT_FOUND),
-        (("/etc/hostname",), run.NOT_EXECUTABLE),
+        (("no-such-command-anywhere",), supervision.NOT_FOUND),
+        (("/etc/hostname",), supervision.NOT_EXECUTABLE),
     ],
 )
 def test_its_exit_code_is_ours(command, code):

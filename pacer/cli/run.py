@@ -1,18 +1,15 @@
 """``pacer run``: a command whose Python processes, children included, are all paced, by their environment alone.
 
-The command keeps the terminal and gets every signal; its exit code is ours. What its calls came to is told at the end.
+Its exit code is ours. What its calls came to is told at the end.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +21,7 @@ from pacer.cli import otel, quarters, tally
 from pacer.cli import receipt as receipts
 from pacer.cli.outfile import Outfile
 from pacer.cli.receipt import NO_PROXY, Receipt, Standing
+from pacer.cli.supervision import NotStarted, supervised
 from pacer.errors import SettingsError, StoreError
 from pacer.settings import Settings
 from pacer.store.opening import books_of, vault_of
@@ -37,13 +35,6 @@ SITE = Path(__file__).parent / "site"
 """Stands first on the path of every Python, and has nothing but a ``sitecustomize``."""
 REFUSED = 3
 """The exit code of ``--fail-over-ceiling``, where the command succeeded and a call was refused."""
-NOT_EXECUTABLE, NOT_FOUND = 126, 127
-"""Exit codes of a command that cannot be started, as a shell has them."""
-
-_PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
-_OF_KEYS = {signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP}
-"""What a terminal sends to all in its foreground; a hangup goes to its first process alone."""
-_SI_KERNEL = 0x80
 _FOREIGN = (
     *("bun", "cargo", "curl", "deno", "dotnet", "go", "java", "node", "npm"),
     *("npx", "perl", "php", "pnpm", "ruby", "tsx", "wget", "yarn"),
@@ -57,15 +48,6 @@ class Outcome(msgspec.Struct, frozen=True):
     code: int
     lines: tuple[str, ...]
     errors: tuple[str, ...]
-
-
-class NotStarted(Exception):
-    """The command cannot be started; ``code`` is what a shell would exit with."""
-
-    def __init__(self, name: str, why: str, code: int) -> None:
-        script = f"; did you mean: python {name!r}" if name.endswith(".py") and os.path.exists(name) else ""
-        super().__init__(f"{name!r} cannot be started: {why}{script}")
-        self.code = code
 
 
 class Outfiles(msgspec.Struct, frozen=True):
@@ -112,7 +94,7 @@ def run(
         started_at, clock = time.time(), time.monotonic()
         line = _line(chosen) if shows_line else None
         try:
-            code = _supervised(command, {**os.environ, **variables, **_surroundings(directory)}, line)
+            code = supervised(command, {**os.environ, **variables, **_surroundings(directory)}, line)
         except NotStarted as error:
             return Outcome(error.code, (), (str(error),))
         seconds = time.monotonic() - clock
@@ -164,102 +146,12 @@ def _surroundings(directory: Path) -> dict[str, str]:
     }
 
 
-# -------------------------------------------------------------------- the command
-
-
 def _line(chosen: Settings) -> StatusLine | None:
     if not os.isatty(STDERR):
         return None
     from pacer.cli import live  # who has no terminal does not wait for it
 
     return live.on_terminal(STDERR, chosen)
-
-
-def _supervised(command: Sequence[str], environment: Mapping[str, str], line: StatusLine | None) -> int:
-    """The exit code of the command; what is sent to us meanwhile is passed on to it."""
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # ignored, it would not wake us
-    heard = {*_PASSED_ON, signal.SIGCHLD, *(line.signals if line else ())}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, heard)
-    try:
-        with line or nullcontext():
-            # Nothing is lost between the start and the wait: until then all signals are kept back.
-            child = subprocess.Popen(  # noqa: S603  # this is what we were asked to run
-                list(command),
-                env=dict(environment),
-                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),
-            )
-            code = _waited(child, heard, line)
-    except FileNotFoundError:
-        raise NotStarted(command[0], "there is no such command", NOT_FOUND) from None
-    except OSError as error:
-        raise NotStarted(command[0], error.strerror or str(error), NOT_EXECUTABLE) from None
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return code if code >= 0 else 128 - code
-
-
-def _waited(child: subprocess.Popen[bytes], heard: set[signal.Signals], line: StatusLine | None) -> int:
-    if line is not None:
-        line.start()
-    while (code := child.poll()) is None:
-        number, is_the_terminals = _next_signal(heard)
-        if number == signal.SIGCHLD:
-            _bury_others(child)
-        elif number != signal.SIGWINCH and not (is_the_terminals and _is_in_our_group(child)):
-            child.send_signal(number)
-        if line is not None and number == signal.SIGWINCH:
-            line.look()
-        if line is not None and number == signal.SIGTSTP:
-            _stop(line)
-            child.send_signal(signal.SIGCONT)  # who continues us alone means both
-    while signal.sigpending() & _PASSED_ON:  # too late for the command; nobody else is meant
-        signal.sigwait(_PASSED_ON)
-    return code
-
-
-def _bury_others(child: subprocess.Popen[bytes]) -> None:
-    """The first process of a container is given all orphans, and nobody else waits for them."""
-    if sys.platform != "linux":
-        return
-    while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        if ended.si_pid == child.pid:
-            return
-        os.waitpid(ended.si_pid, 0)
-
-
-def _is_in_our_group(child: subprocess.Popen[bytes]) -> bool:
-    """Some commands leave it, as ``timeout`` does."""
-    try:
-        return os.getpgid(child.pid) == os.getpgrp()
-    except ProcessLookupError:
-        return False
-
-
-def _stop(line: StatusLine) -> None:
-    """Stop as it was asked for, with the terminal left as it was, until somebody continues us."""
-    line.give_way()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
-    os.kill(os.getpid(), signal.SIGTSTP)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
-    line.come_back()
-
-
-def _next_signal(heard: set[signal.Signals]) -> tuple[int, bool]:
-    """The next signal, and whether it came from the terminal: then all that are in our process group have got it."""
-    if sys.platform == "linux":
-        told = signal.sigtimedwait(heard, 1.0)
-        if told is None:  # a thread of somebody else's may have got what was meant for us: that the command has ended
-            return signal.SIGCHLD, False
-        return told.si_signo, told.si_signo in _OF_KEYS and told.si_code == _SI_KERNEL
-    number = signal.sigwait(heard)
-    return number, number in _OF_KEYS and _has_the_terminal()
-
-
-def _has_the_terminal() -> bool:
-    try:
-        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
-    except (OSError, ValueError):
-        return False
 
 
 # -------------------------------------------------------------------- what it came to
