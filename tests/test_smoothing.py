@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -37,6 +38,33 @@ def test_tasks_of_a_loop_start_in_order_and_evenly():
     starts = asyncio.run(main())
     assert [number for number, _ in starts] == list(range(10))
     assert starts[-1][1] - starts[0][1] >= 0.9 * 9 / 200
+
+
+def test_a_task_that_comes_when_a_start_is_free_does_not_pass_those_who_wait():
+    """The loop is late: a start has become free, and a newcomer asks before the first who waits was woken."""
+    smoothing = Smoothing(requests_per_second=100)
+
+    async def main() -> list[int]:
+        starts: list[int] = []
+
+        async def call(number: int) -> None:
+            await smoothing.turn()
+            starts.append(number)
+
+        calls = [asyncio.create_task(call(number)) for number in range(3)]
+        await asyncio.sleep(0)
+        calls.append(asyncio.create_task(call(3)))
+        _hold_up_the_loop(0.015)
+        await asyncio.gather(*calls)
+        return starts
+
+    assert asyncio.run(main()) == [0, 1, 2, 3]
+
+
+def _hold_up_the_loop(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
 
 
 def test_each_loop_has_its_own_spacing():
