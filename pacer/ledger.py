@@ -75,6 +75,7 @@ class Account:
         "refusals",
         "reserve",
         "row",
+        "run",
         "seen_at",
         "spent",
         "started",
@@ -103,6 +104,8 @@ class Account:
         self.ceiling = ceiling
         self.parent = parent
         self.path: tuple[Account, ...] = (self, *(parent.path if parent is not None else ()))
+        self.run: Account = self.path[max(0, len(self.path) - 2)]
+        """The run that it belongs to."""
         self.children: dict[int, Account] = {}
         self.finished: OrderedDict[str, Finished] = OrderedDict()
         self.turn: Turn = Turn(parent.turn if parent is not None else None, weight)
@@ -136,11 +139,6 @@ class Account:
     def remaining(self) -> int | None:
         """Tokens that nobody has spent, holds or has carved out; negative after an overshoot."""
         return None if self.ceiling is None else self.ceiling - self.spent - self.unknown - self.carved - self.held
-
-    @property
-    def run(self) -> Account:
-        """The run that it belongs to."""
-        return self.path[max(0, len(self.path) - 2)]
 
     @property
     def label(self) -> str:

@@ -189,7 +189,7 @@ class SharedAdmission(Admission):
                 self._refuse(ticket, self._too_long(ticket, Wait(said.limit, said.seconds)))
             case None:
                 self._consider(ticket, now)
-        if ticket.decision is not None or (is_new and not ticket.is_asking):
+        if ticket.seat is not None and (ticket.decision is not None or (is_new and not ticket.is_asking)):
             self.told.append(ticket)
 
     def _consider(self, ticket: Ticket, now: float) -> None:
