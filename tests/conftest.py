@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,10 @@ collect_ignore = ["sdks"]  # only where it is named (make test-sdks): its SDKs h
 # A loaded machine is slow, not wrong: no example has a deadline.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+# A shell has what it runs in the background ignore these, and all that starts: tests could not interrupt a program.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(params=CALLERS, ids=lambda c: f"{c.library.__name__}-{'async' if c.awaits else 'sync'}")

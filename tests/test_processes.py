@@ -394,7 +394,7 @@ def test_one_rate_holds_for_all_processes_and_a_large_call_is_not_starved(store,
     before, after = (most_above(rate, provider.calls[:end]) for end in (large, None))
     pace = provider.bill / (provider.calls[-1][0] - provider.calls[0][0])
     print(f"above the rate: {before:.0f}, with debt {after:.0f}; {pace:.0f}/s; the large call took {seconds:.2f} s")
-    late = rate * 0.1
+    late = rate * 0.3  # a call that may go is seen where it comes in, after whatever holds up a busy machine
     assert before <= burst + BILLED + late
     assert after <= burst + BILLED + late + INPUT + cap
     assert pace > rate / 2
