@@ -340,8 +340,8 @@ class Agent(Scope):
     ) -> None:
         super().__init__(books)
         self._name = _cleaned(name)
-        self._ceiling = _amount("agent_ceiling", ceiling)
-        self._reserve = _amount("wrap_up_reserve", reserve)
+        self._ceiling = _amount("ceiling", ceiling)
+        self._reserve = _amount("reserve", reserve)
         self._weight = _checked_weight(weight)
         self._parent = parent
 
@@ -389,7 +389,9 @@ def limit(*, tokens: int | str) -> Iterator[None]:
     Raises: SettingsError; calls that cannot be made to fit are refused with ``CeilingReached``.
     """
     outer = _here.get()
-    most = _amount("tokens", tokens) or 0
+    most = _amount("tokens", tokens)
+    if most is None:
+        raise SettingsError("tokens=None is not accepted: give a whole number of tokens from 0, or leave the limit out")
     if outer is not None and outer.tokens is not None:
         most = min(most, outer.tokens)
     with _framed(_Frame(outer.scope if outer else None, most, outer is not None and outer.wraps_up, outer)):
