@@ -348,7 +348,9 @@ class Agent(Scope):
     def _open(self) -> Account:
         parent = self._parent.account if self._parent else _account_here(self.store)
         if len(parent.path) >= DEEPEST:
-            raise SettingsError(f"agent {self._name!r} is nested {DEEPEST} deep: open it at an outer scope")
+            raise SettingsError(
+                f"agent {self._name!r} has {DEEPEST - 2} agents above it, which is the most: open it at an outer scope"
+            )
         chosen = self.books.settings
         ceiling = chosen.agent_ceiling if self._ceiling is None else self._ceiling
         reserve = chosen.wrap_up_reserve if self._reserve is None else self._reserve

@@ -436,7 +436,7 @@ def test_nesting_has_an_end():
     scopes = [scope]
     while len(scope.account.path) < DEEPEST:
         scopes.append(scope := scope.agent("deeper"))
-    with pytest.raises(SettingsError, match=f"nested {DEEPEST} deep"):
+    with pytest.raises(SettingsError, match=f"'too deep' has {len(scopes)} agents above it"):
         scope.agent("too deep").status()
     assert budget.pacer.status().json()
     for each in reversed(scopes):
