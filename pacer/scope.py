@@ -296,7 +296,9 @@ class Scope(ABC):
 
 
 class Run(Scope):
-    """One run of a pacer: its name is kept with what was spent under it, however often it is entered."""
+    """One run of a pacer, from :func:`pacer.run`: its name is kept with what was spent under it, however often it is
+    entered.
+    """
 
     def __init__(self, books: Callable[[], Books], name: str, ceiling: int | str | None) -> None:
         super().__init__(books)
@@ -327,7 +329,7 @@ class Run(Scope):
 
 
 class Agent(Scope):
-    """One agent: it starts with its first call and has ended when it is left."""
+    """One agent, from :func:`pacer.agent`: it starts with its first call and has ended when it is left."""
 
     def __init__(
         self,
