@@ -30,8 +30,8 @@ MEASURED_WITHIN_SECONDS = 1.0
 class Pacer:
     """One budget: a rate, a ceiling, and the books of the calls under them. Any thread and event loop may use it.
 
-    Takes the settings of the README's table as arguments (the environment is not read here).
-    Raises: SettingsError, and with a shared store StoreError and LimitsConflict.
+    Takes the settings of the README's table as arguments (the environment is not read here). ``clock`` gives monotonic
+    seconds. Raises: SettingsError, and with a shared store StoreError and LimitsConflict.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic, **given: Unpack[SettingsInput]) -> None:
@@ -58,7 +58,7 @@ class Pacer:
     def run(self, name: str, *, ceiling: int | str | None = None) -> Run:
         """A run of this pacer: a ceiling and books of its own, under the same rates. See :func:`pacer.run`.
 
-        Raises: SettingsError, LimitsConflict.
+        Raises: SettingsError; when it is entered LimitsConflict, and with a shared store StoreError.
         """
         return Run(lambda: self.books, name, ceiling)
 
@@ -213,7 +213,7 @@ _shared_lock = threading.Lock()
 def join(chosen: Settings) -> Pacer:
     """The pacer of the run that ``chosen`` names; opened by the first who asks.
 
-    Raises: LimitsConflict when a limit is named that differs from the one the run was opened with.
+    Raises: LimitsConflict when a limit is named that differs from the one the run was opened with; StoreError.
     """
     with _shared_lock:
         pacer = _shared.get(chosen.run)
@@ -241,7 +241,7 @@ def run(name: str, *, ceiling: int | str | None = None) -> Run:
     All calls inside are booked on it, through whatever transport of the same pacer; entered again under the same name
     it goes on where it was. Its ceiling is the ``ceiling`` setting unless given. It is opened when it is entered, on
     the pacer that ``BudgetTransport()`` joins; ``Pacer.run`` is the same for a pacer of your own.
-    Raises: SettingsError, LimitsConflict.
+    Raises: SettingsError; when it is entered LimitsConflict, and with a shared store StoreError.
     """
     return Run(lambda: join(settings.load()).books, name, ceiling)
 
@@ -252,8 +252,8 @@ def agent(
     """An agent of the scope at hand: ``with pacer.agent("researcher") as agent:``, ``async with``, or as a decorator.
 
     All calls inside are booked on it and on all above it. ``ceiling`` (tokens, by default ``agent_ceiling``) can only
-    narrow what those allow; by ``weight`` it takes its turns among the agents beside it; ``reserve`` (tokens, by
-    default ``wrap_up_reserve``) is carved out with its first call, and only :func:`wrap_up` spends it. The name may be
-    any string, of which 128 characters count; each time it is a new agent. Raises: SettingsError.
+    narrow what those allow; by ``weight`` (0.001 to 1,000) it takes its turns among the agents beside it; ``reserve``
+    (tokens, by default ``wrap_up_reserve``) is carved out with its first call, and only :func:`wrap_up` spends it. The
+    name may be any string, of which 128 characters count; each time it is a new agent. Raises: SettingsError.
     """
     return Agent(_books_at_hand, name, ceiling, weight, reserve)

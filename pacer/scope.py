@@ -296,7 +296,9 @@ class Scope(ABC):
 
 
 class Run(Scope):
-    """One run of a pacer: its name is kept with what was spent under it, however often it is entered."""
+    """One run of a pacer, from :func:`pacer.run`: its name is kept with what was spent under it, however often it is
+    entered.
+    """
 
     def __init__(self, books: Callable[[], Books], name: str, ceiling: int | str | None) -> None:
         super().__init__(books)
@@ -327,7 +329,7 @@ class Run(Scope):
 
 
 class Agent(Scope):
-    """One agent: it starts with its first call and has ended when it is left."""
+    """One agent, from :func:`pacer.agent`: it starts with its first call and has ended when it is left."""
 
     def __init__(
         self,
@@ -340,15 +342,17 @@ class Agent(Scope):
     ) -> None:
         super().__init__(books)
         self._name = _cleaned(name)
-        self._ceiling = _amount("agent_ceiling", ceiling)
-        self._reserve = _amount("wrap_up_reserve", reserve)
+        self._ceiling = _amount("ceiling", ceiling)
+        self._reserve = _amount("reserve", reserve)
         self._weight = _checked_weight(weight)
         self._parent = parent
 
     def _open(self) -> Account:
         parent = self._parent.account if self._parent else _account_here(self.store)
         if len(parent.path) >= DEEPEST:
-            raise SettingsError(f"agent {self._name!r} is nested {DEEPEST} deep: open it at an outer scope")
+            raise SettingsError(
+                f"agent {self._name!r} has {DEEPEST - 2} agents above it, which is the most: open it at an outer scope"
+            )
         chosen = self.books.settings
         ceiling = chosen.agent_ceiling if self._ceiling is None else self._ceiling
         reserve = chosen.wrap_up_reserve if self._reserve is None else self._reserve
@@ -389,7 +393,9 @@ def limit(*, tokens: int | str) -> Iterator[None]:
     Raises: SettingsError; calls that cannot be made to fit are refused with ``CeilingReached``.
     """
     outer = _here.get()
-    most = _amount("tokens", tokens) or 0
+    most = _amount("tokens", tokens)
+    if most is None:
+        raise SettingsError("tokens=None is not accepted: give a whole number of tokens from 0, or leave the limit out")
     if outer is not None and outer.tokens is not None:
         most = min(most, outer.tokens)
     with _framed(_Frame(outer.scope if outer else None, most, outer is not None and outer.wraps_up, outer)):

@@ -279,11 +279,13 @@ def _explain(name: object, value: object, given: Mapping[str, Any]) -> str:
 
 
 def shown(name: str, value: object) -> object:
-    """The value of a setting as it may be shown: the address of a store without user, password and query."""
-    if name != "store" or not isinstance(value, str) or "://" not in value:
+    """A value as it may be shown: the address of a store, misspelt too, without user, password or query."""
+    if name != "store" or not isinstance(value, str) or value.startswith("sqlite:"):
         return value
-    scheme, _, rest = value.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+    scheme, mark, rest = value.partition("://")
+    _, at, place = (rest if mark else value).rpartition("@")
+    place = place.partition("?")[0]
+    return f"{scheme}://{place}" if mark else f"...@{place}" if at else place
 
 
 def known(name: str, shown: str) -> None:

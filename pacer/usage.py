@@ -239,9 +239,9 @@ class Status(AccountStatus, frozen=True, kw_only=True):
 class Limits(msgspec.Struct, frozen=True):
     """The limits in force for a scope, those of its ancestors included; tokens unless the name says otherwise.
 
-    ``ceiling`` is the smallest above it and ``ceiling_of`` names whose that is; ``remaining`` is what the narrowest of
-    them leaves. ``call`` is what one call may cost here (:func:`pacer.limit`). ``share`` is the part of the rate that
-    it gets while all who wait now go on waiting.
+    ``ceiling`` is the smallest of them and ``ceiling_of`` names whose that is; ``remaining`` is the least that any of
+    them leaves. ``reserve`` is what is kept for its own wrap-up. ``call`` is what one call may cost here
+    (:func:`pacer.limit`). ``share`` is the part of the rate that it gets while all who wait now go on waiting.
     """
 
     ceiling: int | None
@@ -255,7 +255,10 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Threshold(msgspec.Struct, frozen=True):
-    """An account has booked ``fraction`` of its ceiling: ``spent`` and ``unknown`` of ``ceiling`` tokens."""
+    """An account has booked ``fraction`` of its ceiling: ``spent`` and ``unknown`` of ``ceiling`` tokens.
+
+    ``agent`` is its path below the run, empty for the run itself.
+    """
 
     run: str
     agent: str

@@ -65,9 +65,12 @@ def wait_too_long(
 ) -> BudgetExceeded:
     """``node`` is the account that is short, or the run; ``amount`` that of the rate, if it is one of ours.
 
-    ``max_wait`` is ``None`` where no wait at all is allowed.
+    ``max_wait`` is ``None`` where no wait at all is allowed, by ``on_limit``.
     """
-    patience = "no wait" if max_wait is None else f"at most {max_wait:g} s"
+    if max_wait is None:
+        patience, longer = "no wait", "PACER_ON_LIMIT=wait"
+    else:
+        patience, longer = f"at most {max_wait:g} s", "a larger PACER_MAX_WAIT"
     needed = "until open calls have settled" if wait.seconds is None else f"{wait.seconds:.1f} s"
     run = account.run.name
     if wait.limit == "paused":
@@ -75,10 +78,10 @@ def wait_too_long(
     elif amount is not None or wait.limit in CEILINGS:
         why = f"Run {run!r} is at its {wait.limit}: this call would wait {needed}, and {patience} is allowed"
         setting = "ceiling" if wait.limit == "spawn_threshold" else wait.limit
-        way_out = f"Raise PACER_{setting.upper()} or PACER_MAX_WAIT, or try again later."
+        way_out = f"Set a larger PACER_{setting.upper()} or {longer}, or try again later."
     else:
         why = f"The provider itself asks this call to wait {needed} ({wait.limit}), and {patience} is allowed"
-        way_out = "Raise PACER_MAX_WAIT, or try again later."
+        way_out = f"Set {longer}, or try again later."
     return WaitTooLong(
         f"{why}. {way_out}",
         limit=wait.limit,

@@ -130,7 +130,7 @@ def test_a_wait_longer_than_max_wait_is_refused_at_the_door():
     assert refusal.retry_after_seconds == pytest.approx(6.0)
     assert (refusal.limit, refusal.asked, refusal.amount) == ("tokens_per_second", 60, 10)
     assert "at most 5 s" in str(refusal)
-    assert "PACER_MAX_WAIT" in str(refusal)
+    assert "Set a larger PACER_TOKENS_PER_SECOND or a larger PACER_MAX_WAIT, or" in str(refusal)
 
 
 def test_the_line_counts_into_the_wait():
@@ -154,7 +154,9 @@ def test_patience_ends_at_its_moment_when_holds_do_not_come_back():
 def test_on_limit_refuse_never_waits():
     paced = Engine(rate=10, burst=100, may_wait=False)
     paced.offer(call(100))
-    assert isinstance(paced.offer(call(10)).decision, WaitTooLong)
+    late = paced.offer(call(10)).decision
+    assert isinstance(late, WaitTooLong)
+    assert "Set a larger PACER_TOKENS_PER_SECOND or PACER_ON_LIMIT=wait, or" in str(late)
     capped = Engine(ceiling=1_000, may_wait=False)
     capped.offer(call(900))
     refusal = capped.offer(call(500)).decision
@@ -346,6 +348,7 @@ def test_where_no_wait_is_allowed_a_pause_is_a_refusal_with_its_seconds():
     refusal = engine.offer(call(1)).decision
     assert isinstance(refusal, WaitTooLong)
     assert 5.0 <= (refusal.retry_after_seconds or 0) <= 5.5
+    assert "Set PACER_ON_LIMIT=wait, or" in str(refusal)
 
 
 def test_lanes_of_servers_that_say_nothing_are_not_kept():

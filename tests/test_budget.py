@@ -144,6 +144,23 @@ def test_a_pacer_of_ones_own_brings_its_limits(given):
     assert BudgetTransport(pacer=pacer, retries=1, refusal="raise").pacer is pacer
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"inner": "http://a"}, "inner=str .*: give a transport"),
+        ({"inner": httpx.Client(transport=httpx.HTTPTransport())}, "inner=Client .*: give a transport"),
+        ({"inner": httpx.HTTPTransport}, "inner=type .*: give a transport"),
+        ({"pacer": "nightly"}, r"pacer='nightly' .*: give a Pacer\(...\)"),
+        ({"scope": "nightly"}, r"scope='nightly' .*: give what pacer.run\(\)"),
+        ({"scope": Pacer(run="theirs").run("theirs")}, "scope=<Run theirs: .*: give one of <Pacer"),
+    ],
+)
+def test_what_cannot_be_used_is_told_when_it_is_made(given, told):
+    """Not by a call, which would be booked as one that may have been sent."""
+    with pytest.raises(SettingsError, match=told):
+        BudgetTransport(**given)
+
+
 # ---------------------------------------------------------------- what is no model call
 
 

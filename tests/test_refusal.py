@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import re
 from typing import Any
 
@@ -145,6 +146,18 @@ def test_a_wait_that_is_too_long_can_be_raised(caller: Caller):
         caller.send(BudgetTransport(inner, pacer=pacer, refusal="raise"), json=ask())
     assert caught.value.retry_after_seconds is not None
     assert caught.value.retry_after_seconds > 1
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_raised_refusal_passes_between_processes(protocol: int):
+    """As a pool of workers hands it on: with its message, its numbers and its notes."""
+    pacer, inner = full()
+    client = httpx.Client(transport=BudgetTransport(inner, pacer=pacer, refusal="raise"))
+    with client, pytest.raises(CeilingReached) as caught:
+        client.post(URL, json=ask())
+    caught.value.add_note("of a worker")
+    there = pickle.loads(pickle.dumps(caught.value, protocol))
+    assert (type(there), str(there), vars(there)) == (CeilingReached, str(caught.value), vars(caught.value))
 
 
 # ---------------------------------------------------------------- through the real SDKs, with their default retries

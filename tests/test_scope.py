@@ -398,9 +398,9 @@ def test_the_limits_in_force_are_the_narrowest():
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"ceiling": -1}, r"agent_ceiling=-1 is not accepted"),
-        ({"ceiling": "abc"}, r"agent_ceiling='abc' is not accepted: give a whole number"),
-        ({"reserve": 1.5}, r"wrap_up_reserve=1.5"),
+        ({"ceiling": -1}, r"^ceiling=-1 is not accepted"),
+        ({"ceiling": "abc"}, r"^ceiling='abc' is not accepted: give a whole number"),
+        ({"reserve": 1.5}, r"^reserve=1.5"),
         ({"weight": 0}, r"weight=0 .* from 0.001 to 1000"),
         ({"weight": float("nan")}, r"weight=nan"),
         ({"weight": True}, r"weight=True"),
@@ -410,6 +410,14 @@ def test_the_limits_in_force_are_the_narrowest():
 def test_bad_values_are_named(given: dict[str, Any], told: str):
     with pytest.raises(SettingsError, match=told):
         Pacer().agent("agent", **given).status()
+
+
+@pytest.mark.parametrize("tokens", [None, -1, 1.5, "many"])
+def test_a_bad_limit_for_one_call_is_named(tokens: Any):
+    """No number is a mistake too: taken for 0 it would refuse every call."""
+    told = f"^tokens={tokens!r} is not accepted: give a whole number"
+    with pytest.raises(SettingsError, match=told), pacer.limit(tokens=tokens):
+        pass
 
 
 def test_bad_names_are_named():
@@ -428,7 +436,7 @@ def test_nesting_has_an_end():
     scopes = [scope]
     while len(scope.account.path) < DEEPEST:
         scopes.append(scope := scope.agent("deeper"))
-    with pytest.raises(SettingsError, match=f"nested {DEEPEST} deep"):
+    with pytest.raises(SettingsError, match=f"'too deep' has {len(scopes)} agents above it"):
         scope.agent("too deep").status()
     assert budget.pacer.status().json()
     for each in reversed(scopes):

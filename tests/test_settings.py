@@ -68,6 +68,21 @@ def test_a_bad_variable_is_named_as_a_variable(name: str, value: str, monkeypatc
     assert f"PACER_{name.upper()}={value!r} is not accepted: give " in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("http://me:SECRET@host/0?key=SECRET", "http://host/0"),
+        ("redis:/me:SECRET@host/0", "...@host/0"),
+        ("me:SEC@RET@host:6379?key=SECRET", "...@host:6379"),
+        ("host:6379", "host:6379"),
+    ],
+)
+def test_a_password_in_a_misspelt_store_is_not_shown(given: str, shown: str):
+    with pytest.raises(SettingsError) as caught:
+        settings.explicit(store=given)
+    assert str(caught.value).startswith(f"store={shown!r} is not accepted: give memory:")
+
+
 def test_an_unknown_name_suggests_the_right_one(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(SettingsError, match=r"ceilng is unknown: did you mean ceiling\?"):
         settings.explicit(ceilng=5)  # type: ignore[call-arg]

@@ -115,6 +115,12 @@ def test_a_path_that_is_none_is_refused(path):
         SqliteVault(path, "p", 60.0)
 
 
+def test_a_path_may_be_spelt_as_a_url_is(path):
+    """``sqlite://tmp/books.db``: two slashes at its start are those of a path, and no host."""
+    opened(Path(f"/{path}")).close()
+    assert path.exists()
+
+
 def test_a_symbolic_link_is_refused(path, tmp_path):
     """It could lead anybody's books, or anybody's file, into ours."""
     opened(tmp_path / "real.db").close()

@@ -171,7 +171,7 @@ def test_who_has_waited_too_long_for_room_is_told_whose_room_it_was():
     assert (first.decision.limit, first.decision.amount, first.decision.held) == ("agent_ceiling", 300, 300)
     assert isinstance(third.decision, WaitTooLong)
     assert (third.decision.limit, third.decision.amount) == ("spawn_threshold", 1_000)
-    assert "Raise PACER_CEILING or" in str(third.decision)
+    assert "a larger PACER_CEILING or" in str(third.decision)
 
 
 def test_a_spawn_without_hope_is_refused_and_says_why():

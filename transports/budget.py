@@ -60,13 +60,27 @@ class Written(msgspec.Struct, frozen=True):
         return self.pacer.when_written(self.place, seat)
 
 
+def _check_parts(inner: object, pacer: object, scope: object) -> None:
+    # Told now: a call that fails below may have been sent, for all we know, and is booked.
+    sends = hasattr(inner, "handle_request") or hasattr(inner, "handle_async_request")
+    if inner is not None and (isinstance(inner, type) or not sends):
+        raise SettingsError(
+            f"inner={type(inner).__qualname__} is not accepted: give a transport, such as httpx.HTTPTransport()"
+        )
+    if pacer is not None and not isinstance(pacer, Pacer):
+        raise SettingsError(f"pacer={pacer!r} is not accepted: give a Pacer(...), or the name of a run as run=")
+    if scope is not None and not isinstance(scope, Scope):
+        raise SettingsError(f"scope={scope!r} is not accepted: give what pacer.run() or pacer.agent() returned")
+
+
 class BudgetTransport(_Transport):
     """A transport for ``httpx.Client``, ``httpx.AsyncClient`` and both of httpx2: meters, paces and caps LLM calls.
 
     ``inner`` is the transport below; by default what the client would have built, from ``verify``, ``http2`` and
     ``limits``. Without ``pacer`` it joins the pacer of its ``run``. All calls belong to ``scope``, but for those of
-    scopes below it. All other keyword arguments are settings, and what
-    is not given comes from ``PACER_*``. Raises: SettingsError, LimitsConflict.
+    scopes below it. All other keyword arguments are settings, and what is not given comes from ``PACER_*``; beside
+    ``pacer`` only ``refusal``, ``retries``, ``include_usage``, ``output_cap`` and ``on_5xx`` are taken.
+    Raises: SettingsError, LimitsConflict, and with a shared store StoreError.
     """
 
     def __init__(
@@ -80,6 +94,7 @@ class BudgetTransport(_Transport):
         limits: Any = None,
         **given: Unpack[SettingsInput],
     ) -> None:
+        _check_parts(inner, pacer, scope)
         self._settings = settings.load(**given) if pacer is None else settings.for_transport(pacer.settings, **given)
         self.pacer = join(self._settings) if pacer is None else pacer
         self._scope = scope

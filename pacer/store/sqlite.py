@@ -252,9 +252,8 @@ class SqliteVault:
             if self._place not in (None, place) and not creates:
                 raise self._replaced()
             self._place = place
-            self._books = sqlite3.connect(
-                f"file:{quote(self._path)}?mode=rw", timeout=0, isolation_level=None, check_same_thread=False, uri=True
-            )
+            address = f"file://{quote(self._path)}?mode=rw"  # "file:" alone takes two slashes of a path for a host's
+            self._books = sqlite3.connect(address, timeout=0, isolation_level=None, check_same_thread=False, uri=True)
             self._closing = weakref.finalize(self, self._books.close)  # who drops a vault closes it
             self._closing.atexit = False  # then a store may still have something to write
         try:
