@@ -334,6 +334,22 @@ def test_a_body_that_is_a_stream_passes_unread(caller, size):
     assert books(pacer) == (30, 0, 0, 0)
 
 
+def test_a_stream_that_an_auth_flow_has_read_goes_out_with_one_length(caller):
+    """Then it is in memory and may be edited; a length beside chunks would be two answers to where it ends."""
+
+    class Auth(caller.library.Auth):
+        requires_request_body = True
+
+    inner = Inner(ok())
+    content = apieces() if caller.awaits else pieces()
+    transport = BudgetTransport(inner, pacer=Pacer(ceiling=1_000), output_cap="inject")
+    caller.send(transport, content=content, auth=Auth())
+    (request,) = inner.requests
+    assert json.loads(request.content)["max_completion_tokens"] > 0
+    assert request.headers["content-length"] == str(len(request.content))
+    assert "transfer-encoding" not in request.headers
+
+
 def test_a_file_of_a_form_passes_unread(caller):
     """A multipart upload to a model call is charged by its size; every byte of it arrives."""
     pacer = Pacer()
