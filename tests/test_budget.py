@@ -337,7 +337,7 @@ def test_a_body_that_is_a_stream_passes_unread(caller, size):
 def test_a_stream_that_an_auth_flow_has_read_goes_out_with_one_length(caller):
     """Then it is in memory and may be edited; a length beside chunks would be two answers to where it ends."""
 
-    class Auth(caller.library.Auth):
+    class Auth(caller.library.Auth):  # type: ignore[name-defined]  # of either library
         requires_request_body = True
 
     inner = Inner(ok())
