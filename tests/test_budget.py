@@ -294,7 +294,7 @@ def test_a_server_error_counts_as_billed_where_that_is_wanted(caller, status):
 
 @pytest.mark.parametrize("status", [303, 307])
 def test_a_followed_redirect_is_booked_once(caller, status):
-    """307 comes through again as a model call; 303 as a GET that is none."""
+    """307 comes through again as the model call it was, with all that it says of itself; 303 as a GET that is none."""
     pacer = Pacer()
     inner = Inner(Answer([], {"location": "/moved" + CHAT}, status), ok())
     response = caller.send(BudgetTransport(inner, pacer=pacer), json=ask(), follow_redirects=True)
@@ -302,6 +302,16 @@ def test_a_followed_redirect_is_booked_once(caller, status):
     assert [request.method for request in inner.requests] == ["POST", "POST" if status == 307 else "GET"]
     assert books(pacer) == (30 if status == 307 else 0, 0, 0, 0)
     assert pacer.status().unmetered == (0 if status == 307 else 1)
+    if status == 307:
+        direct = caller.send(BudgetTransport(Inner(ok()), pacer=Pacer()), json=ask())
+        assert response.extensions["pacer"].reserved == direct.extensions["pacer"].reserved
+
+
+def test_a_followed_redirect_of_a_stream_is_asked_for_its_usage_again(caller):
+    """What we put into the first request is not in the one that the library makes of the caller's own."""
+    inner = Inner(Answer([], {"location": "/moved" + CHAT}, 307), ok())
+    caller.send(BudgetTransport(inner, pacer=Pacer()), json=ask(stream=True), follow_redirects=True)
+    assert [json.loads(request.read())["stream_options"] for request in inner.requests] == [{"include_usage": True}] * 2
 
 
 # ---------------------------------------------------------------- bodies that cannot be read
@@ -339,6 +349,22 @@ def test_a_body_that_is_a_stream_passes_unread(caller, size):
     assert response.extensions["pacer"].reserved > (4_096 + 4_096 if size is None else 4_096)
     assert (response.extensions["pacer"].reserved < 4_200) == (size is not None)
     assert books(pacer) == (30, 0, 0, 0)
+
+
+def test_a_stream_that_an_auth_flow_has_read_goes_out_with_one_length(caller):
+    """Then it is in memory and may be edited; a length beside chunks would be two answers to where it ends."""
+
+    class Auth(caller.library.Auth):  # type: ignore[name-defined]  # of either library
+        requires_request_body = True
+
+    inner = Inner(ok())
+    content = apieces() if caller.awaits else pieces()
+    transport = BudgetTransport(inner, pacer=Pacer(ceiling=1_000), output_cap="inject")
+    caller.send(transport, content=content, auth=Auth())
+    (request,) = inner.requests
+    assert json.loads(request.content)["max_completion_tokens"] > 0
+    assert request.headers["content-length"] == str(len(request.content))
+    assert "transfer-encoding" not in request.headers
 
 
 def test_a_file_of_a_form_passes_unread(caller):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import sqlite3
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +15,7 @@ import httpx2
 import pytest
 
 from pacer import Pacer
-from tests.servers import answer_json, ask, chunked, ok, whole
+from tests.servers import Answer, Inner, answer_json, ask, books, chunked, ok, whole
 from transports import BudgetTransport
 
 URL = "/v1/chat/completions"
@@ -72,6 +74,30 @@ def test_cancelled_after_any_number_of_steps(library: Any):
     booked = asyncio.run(main())
     assert booked[0] == 0
     assert booked[-1] > 0
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
+def test_cancelled_while_its_end_is_written_it_gives_its_connection_back(library: Any, tmp_path: Path):
+    """The answer is there, but not yet the caller's: nobody else would ever close it."""
+
+    class Impatient(Inner):
+        async def handle_async_request(self, request: Any) -> Any:
+            busy.execute("BEGIN IMMEDIATE")  # nobody can write the end of the call
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()  # takes effect where the task waits next
+            return self.handle_request(request)
+
+    pacer = Pacer(ceiling=100_000, store=f"sqlite:{tmp_path}/books.db")
+    busy = sqlite3.connect(tmp_path / "books.db", isolation_level=None)
+    inner = Impatient(Answer([b"{}"], status=400))
+    request = library.Request("POST", "http://model.test" + URL, json=ask())
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(BudgetTransport(inner, pacer=pacer).handle_async_request(request))
+    busy.close()
+    assert inner.bodies[0].closed == 1
+    assert books(pacer) == (0, 0, 0, 0)
+    pacer.close()
 
 
 @pytest.mark.parametrize("twice", [False, True])

@@ -37,6 +37,31 @@ def test_an_error_before_any_connection_costs_nothing(caller, name):
     assert books(pacer) == (0, 0, 0, 0)
 
 
+def test_a_connection_that_fails_after_one_that_was_sent_counts_as_sent(caller):
+    """A transport below ours tries again where the first answer was lost; the provider may bill what it heard."""
+
+    class Stubborn(Inner):
+        def handle_request(self, request: Any) -> Any:
+            with pytest.raises(caller.library.RemoteProtocolError):
+                below.handle_request(request)
+            request.url = gone
+            return below.handle_request(request)
+
+        async def handle_async_request(self, request: Any) -> Any:
+            with pytest.raises(caller.library.RemoteProtocolError):
+                await below.handle_async_request(request)
+            request.url = gone
+            return await below.handle_async_request(request)
+
+    below, pacer = caller.bare(), Pacer()
+    gone = caller.library.URL(f"http://127.0.0.1:{closed_port()}{CHAT}")
+    with Server(lambda connection: connection.read() and None) as server, pytest.raises(caller.library.ConnectError):
+        caller.send(BudgetTransport(Stubborn(), pacer=pacer), url=server.url + CHAT, json=ask())
+    assert books(pacer)[0] == 0
+    assert books(pacer)[1] > 500
+    assert books(pacer)[2:] == (0, 0)
+
+
 @pytest.mark.parametrize("name", ["ReadError", "ReadTimeout", "WriteError", "RemoteProtocolError"])
 def test_any_other_error_counts_as_sent_where_nobody_tells(caller, name):
     """Nothing is surely on the bill, the worst case may be; the exception is unchanged."""

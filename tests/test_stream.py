@@ -302,6 +302,19 @@ def test_deltas_before_a_usage_that_is_not_the_bill_were_seen(caller):
 
 
 @pytest.mark.parametrize("usage_asked", [True, False])
+@pytest.mark.parametrize("end", [[], [DONE]], ids=["no end", "end"])
+def test_deltas_before_a_bill_that_cannot_be_believed_were_seen(caller, end, usage_asked):
+    """They are all that is known of the output, and would be free where only what was seen is booked."""
+    bad = event({"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": -1}})
+    pacer = Pacer(unknown="seen")
+    inner = Inner(Answer([*LONG[:50], bad, *end], SSE))
+    response, _ = caller.stream(BudgetTransport(inner, pacer=pacer), json=asked(usage_asked))
+    receipt = response.extensions["pacer"]
+    assert receipt.source == "estimate"
+    assert receipt.charged == receipt._place.call.least_input + 50
+
+
+@pytest.mark.parametrize("usage_asked", [True, False])
 def test_every_delta_of_a_long_stream_that_is_dropped_was_seen(caller, usage_asked):
     """Those that were read on the way and those that were only put aside."""
     pacer = Pacer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 
@@ -104,7 +105,7 @@ def asking_usage(wire: Wire, text: bytes) -> bytes | None:
 @pytest.mark.parametrize("readable", [True, False])
 def test_a_model_call_is_known_by_method_and_path(path, wire, readable):
     """On any host, behind any prefix, and with a body that cannot be read."""
-    assert recognise("POST", path, b"{}" if readable else None, JSON) is wire
+    assert recognise("POST", path, body(messages=[]) if readable else None, JSON) is wire
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "DELETE", "PUT"])
@@ -387,9 +388,23 @@ def test_of_two_usages_in_one_answer_the_last_counts(wire):
     assert wire.read_answer(b'{"usage": {"a": 1}, "usage": {"a": 2}}') == {"a": 2}
 
 
-def test_a_message_put_into_a_thread_is_not_an_answer():
-    """OpenAI's threads hold messages under the same last word of the path as Anthropic's calls."""
-    assert recognise("POST", "/v1/threads/t1/messages", body(role="user", content="x"), JSON) is None
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/v1/threads/t1/messages", body(role="user", content="x")),
+        ("/api/v10/channels/1/messages", body(content='say "messages"')),
+        ("/v1.0/chats/1/messages", body(body={"content": "x"})),
+        ("/v3/mail.test/messages", b"from=a%40mail.test&text=x"),
+    ],
+)
+def test_a_message_to_somebody_else_is_no_model_call(path, text):
+    """Threads, chats and mailers take messages under the same last word of the path as Anthropic's calls."""
+    assert recognise("POST", path, text, JSON) is None
+
+
+def test_a_compressed_message_is_a_model_call():
+    """Never free: it may say anything."""
+    assert recognise("POST", "/v1/messages", gzip.compress(body(model="m", messages=[])), JSON) is CLAUDE
 
 
 @pytest.mark.parametrize("late", [0, None])

@@ -167,16 +167,23 @@ class BudgetTransport(_Transport):
         try:
             with progress:
                 response = yield Send(outgoing, exchange.library)
-            response.extensions["pacer"] = Receipt(place, cap)
-            self._meter(response, exchange, place)
-            if place.settlement is not None and self.pacer.is_shared:
-                yield Written(self.pacer, place)
         except BaseException as error:
             reports = self._inner.reports_sending(exchange.library)
             if progress.surely_unsent(error, exchange.library, always_reports=reports):
                 self.pacer.void(place)
             else:
                 self._settle_unanswered(place)
+            raise
+        try:
+            response.extensions["pacer"] = Receipt(place, cap)
+            self._meter(response, exchange, place)
+            if place.settlement is not None and self.pacer.is_shared:
+                yield Written(self.pacer, place)
+        except GeneratorExit:  # nobody goes on to close it
+            raise
+        except BaseException:
+            self._settle_unanswered(place)
+            yield Discard(response)  # the caller will not see it, and its connection would be lost to the pool
             raise
         return response
 

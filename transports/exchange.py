@@ -80,6 +80,7 @@ class Exchange(msgspec.Struct):
             return request
         headers = request.headers.copy()
         headers["content-length"] = str(len(body))
+        headers.pop("transfer-encoding", None)  # an iterator that an auth flow has read still says chunked
         if call.usage_at is not None:
             headers["accept-encoding"] = "identity"  # a hidden chunk cannot be cut out of a compressed stream
         return type(request)(request.method, request.url, headers=headers, content=body, extensions=request.extensions)

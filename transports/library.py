@@ -32,10 +32,9 @@ def _library(kind: type) -> ModuleType:
 
 def body_of(request: Request, library: ModuleType) -> bytes | None:
     """The body if it is in memory; ``None`` for a stream, which only the network may consume."""
-    try:
-        content: bytes = request.content
-    except library.RequestNotRead:
+    if not isinstance(request.stream, library.ByteStream):
         return None
+    content: bytes = request.read()  # the request that follows a redirect has it unread
     return content
 
 

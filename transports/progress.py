@@ -35,9 +35,10 @@ class Progress:
 
         ``always_reports``: the transport below is known to tell, so that silence means that nothing was sent.
         """
-        if isinstance(error, library.ConnectError | library.ConnectTimeout | library.PoolTimeout):
-            return True
-        return (self._reports or always_reports) and not self._sent
+        if self._sent:  # a transport that tries again by itself may fail to connect after it has sent once
+            return False
+        is_early = isinstance(error, library.ConnectError | library.ConnectTimeout | library.PoolTimeout)
+        return is_early or self._reports or always_reports
 
     def _note(self, name: str, info: dict[str, Any]) -> None:
         self._take(name, info)

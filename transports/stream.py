@@ -174,11 +174,11 @@ class Meter(Reading):
         start = 0
         if not reader.pending:
             tells_at = _tells_at(text, self._wire.mark)
-            if tells_at < 0 and self._tally.final:
+            if tells_at < 0 and self._bill() is not None:
                 return
             start = reader.start_of_event(text, tells_at)
         self._read([*reader.feed(text[start:]), *reader.finish()], reader)
-        if start and not self._tally.final:
+        if start and self._bill() is None:
             self._read(reader.feed(text[:start]), reader)
 
     def _read_event(self, event: bytes, reader: Reader) -> bool:
@@ -204,9 +204,9 @@ class Meter(Reading):
         if self.ended:
             return
         self.ended = True
-        usage = self._reported()
-        if usage is None or not self._tally.final:
-            self._settle_unseen("estimate" if is_whole else "partial", usage)
+        usage = self._bill()
+        if usage is None:
+            self._settle_unseen("estimate" if is_whole else "partial")
             return
         self.pacer.settle(self.place, usage)
         call, measure = self._exchange.call, self._exchange.measure
@@ -217,14 +217,18 @@ class Meter(Reading):
         except Exception as error:  # metering never breaks the caller's answer
             self._give_up(error)
 
-    def _settle_unseen(self, source: Source, told: Usage | None) -> None:
-        call, seen_output = self.place.call, self._tally.seen_output
+    def _settle_unseen(self, source: Source) -> None:
+        call, seen_output, told = self.place.call, self._tally.seen_output, self._reported()
         if told is None:
             self.pacer.settle_unseen(self.place, source, Usage(call.least_input, seen_output), call.input)
             return
         # Usage in the middle of a stream may lag behind its text: the larger of both was produced.
         sure = Usage(told.input, max(told.output, seen_output), told.cached)
         self.pacer.settle_unseen(self.place, source, sure, told.input)
+
+    def _bill(self) -> Usage | None:
+        """The usage that ends the matter, if it can be believed."""
+        return self._reported() if self._tally.final else None
 
     def _reported(self) -> Usage | None:
         """The usage reported so far, if it can be believed."""

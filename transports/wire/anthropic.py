@@ -79,6 +79,19 @@ def _usage(said: dict[str, object]) -> Usage | None:
     return Usage(fresh + read + written, output, cached=read, written=written)
 
 
+def _speaks(path: str, body: bytes | None) -> bool:
+    """Whether it is no single message, in plain text, as chats and mailers take it under the same last word."""
+    return body is None or b'"messages"' in body or not _is_text(body)
+
+
+def _is_text(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:  # compressed: nobody knows what it says
+        return False
+    return True
+
+
 def _on_bedrock(path: str, body: bytes | None) -> bool:
     return "anthropic" in path or (body is not None and b'"anthropic_version"' in body)
 
@@ -88,7 +101,7 @@ def _on_vertex(path: str, body: bytes | None) -> bool:
 
 
 _MARK = b'"usage"'
-WIRE = f.Wire("anthropic", "/messages", _read_request, f.usage_of, _read_event, _usage, mark=_MARK)
+WIRE = f.Wire("anthropic", "/messages", _read_request, f.usage_of, _read_event, _usage, only_if=_speaks, mark=_MARK)
 BEDROCK = f.Wire(
     "aws.bedrock",
     INVOKE_ENDS,
