@@ -350,3 +350,40 @@ def test_a_forked_child_stays_when_its_parent_leaves(place):
     os.close(out)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     os.close(into)
+
+
+CLOSES = """
+import os
+from call import call
+print(call(), flush=True)
+os.closerange(3, 256)
+theirs = [open(os.devnull) for _ in range(64)]
+"""
+
+
+def test_a_program_that_closes_all_files_takes_the_books_from_nobody(place):
+    """As daemons do."""
+    done = paced("--ceiling", "1k", "--", "sh", "-c", f"{sys.executable} -c '{CLOSES}'; {sys.executable} call.py")
+    assert done.stdout == "200\n200\n"
+    assert "pacer: 2 calls, 60 tokens spent, 0 unknown, 0 refused" in done.stderr
+    assert "Error" not in done.stderr
+    assert left() == []
+
+
+def is_open(file: int) -> bool:
+    try:
+        os.fstat(file)
+    except OSError:
+        return False
+    return True
+
+
+def test_what_a_program_opens_in_the_place_of_ours_is_left_alone(place):
+    with quarters.opened():
+        if (child := os.fork()) == 0:
+            os.closerange(3, 256)
+            theirs = [os.open(os.devnull, os.O_RDONLY) for _ in range(64)]
+            if (grandchild := os.fork()) == 0:
+                os._exit(not all(is_open(file) for file in theirs))
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
