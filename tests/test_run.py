@@ -266,6 +266,14 @@ def test_a_virtual_environment_without_us_is_named(tmp_path):
     assert f"calls of {python} were NOT PACED: token-pacer is not installed there" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["pacer", "transports"])
+def test_a_program_with_a_module_of_our_name_goes_on_and_is_told(script, name):
+    script("", f"{name}.py")
+    done = paced("--ceiling", "0", "--", sys.executable, script(HTTPX + "print(call())"))
+    assert (done.returncode, done.stdout) == (0, "200\n")
+    assert f"calls of {sys.executable} were NOT PACED: token-pacer is not installed there, or hidden" in done.stderr
+
+
 # -------------------------------------------------------------------- what is said
 
 
