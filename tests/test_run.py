@@ -512,6 +512,13 @@ def test_its_exit_code_is_ours(command, code):
     assert paced("--quiet", "--", *command).returncode == code
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it is Linux that has it")
+@pytest.mark.parametrize("code", [0, 42])
+def test_its_exit_code_is_ours_also_where_nothing_can_be_told(code):
+    with open("/dev/full", "wb") as full, started("--", "sh", "-c", f"exit {code}", stderr=full) as child:
+        assert child.wait(timeout=30) == code
+
+
 WAITS = """
 import signal, sys
 def heard(number, frame):
