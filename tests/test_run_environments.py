@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import uv
@@ -215,6 +217,53 @@ def test_a_program_that_is_ended_early_is_told_of(place, end, code):
     terminal.until("1 calls, 30 tokens spent")
     assert terminal.end() == code
     assert left() == []
+
+
+def test_who_is_ended_before_the_command_starts_leaves_nothing_behind(place):
+    """It waits for a store that does not answer."""
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        store.settimeout(30)
+        named = f"redis://127.0.0.1:{store.getsockname()[1]}"
+        words = [*RUN, "--store", named, "--store-grace", "30", "--", "true"]
+        with subprocess.Popen(words, env=environment()) as wrapper:
+            connection, _ = store.accept()
+            wrapper.terminate()
+            wrapper.wait(timeout=30)
+        connection.close()
+    assert (wrapper.returncode, left()) == (128 + signal.SIGTERM, [])
+
+
+LEAVES_A_CHILD = """
+import os
+import call
+if os.fork() == 0:
+    os.closerange(1, 3)
+    os.read(0, 1)  # its end
+    os._exit(0)
+print(os.getpid(), call.call(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_impatient_second_signal_takes_nobody_the_receipt(place, number):
+    """The command has ended; what it left behind is given a moment."""
+    words = [*RUN, "--", sys.executable, "-c", LEAVES_A_CHILD]
+    pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(words, env=environment(), text=True, **pipes) as wrapper:
+        assert wrapper.stdout is not None
+        command = wrapper.stdout.readline().split()[0]
+        until(lambda: not is_there(int(command)))
+        wrapper.send_signal(number)
+        err = wrapper.communicate(timeout=30)[1]
+    assert (wrapper.returncode, told(err, "calls")) == (0, 1)
+
+
+def is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_an_interrupt_reaches_a_command_that_has_left_the_foreground(place):
