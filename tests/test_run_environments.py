@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import uv
 
-from pacer.cli import quarters
+from pacer.cli import quarters, run
 from pacer.errors import StoreError
 from tests.commands import RUN, Terminal, environment, paced, told
 from tests.servers import Server, answer_json, whole
@@ -137,9 +137,11 @@ def test_uv_run_is_covered(place, words):
 
 def test_a_run_inside_a_run_is_the_same_one(place):
     inner = (sys.executable, "-m", "pacer.cli", "run", "--quiet", "--", sys.executable, "call.py")
-    done = paced("--ceiling", "90", "--", "sh", "-c", f"{' '.join(inner)}; {' '.join(inner)}")
-    assert done.stdout == "200\n402\n"
-    assert (told(done.stderr, "calls"), told(done.stderr, "tokens spent")) == (1, BILL)
+    limits = ("--ceiling", "90", "--fail-over-ceiling")
+    done = paced(*limits, "--", "sh", "-c", f"{' '.join(inner)}; {' '.join(inner)}")
+    assert (done.returncode, done.stdout) == (run.REFUSED, "200\n402\n")
+    assert (told(done.stderr, "calls"), told(done.stderr, "tokens spent"), told(done.stderr, "refused")) == (1, BILL, 1)
+    assert "the books differ" not in done.stderr
 
 
 # -------------------------------------------------------------------- not reached

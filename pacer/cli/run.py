@@ -109,6 +109,7 @@ def run(
             started_at=started_at,
             seconds=seconds,
         )
+        tally.pass_on(directory)
         if fails_over_ceiling and code == 0 and made.refused + made.refused_by_others:
             made = replace(made, exit_code=REFUSED)
         errors = tuple(_written(made, directory, before, asked))
