@@ -148,7 +148,7 @@ def _append(path: Path, lines: bytes) -> None:
 
 def _call_of(ended: Ended) -> Call:
     place, usage, settlement = ended.place, ended.usage, ended.settlement
-    now, clock = time.time(), time.monotonic()
+    clock, now = time.monotonic(), time.time()  # in this order nothing is told as earlier than it was
     since_seconds = max(0.0, clock - ended.since)
     return Call(
         asked_at=now - since_seconds,
