@@ -266,6 +266,14 @@ def test_a_virtual_environment_without_us_is_named(tmp_path):
     assert f"calls of {python} were NOT PACED: token-pacer is not installed there" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["pacer", "transports"])
+def test_a_program_with_a_module_of_our_name_goes_on_and_is_told(script, name):
+    script("", f"{name}.py")
+    done = paced("--ceiling", "0", "--", sys.executable, script(HTTPX + "print(call())"))
+    assert (done.returncode, done.stdout) == (0, "200\n")
+    assert f"calls of {sys.executable} were NOT PACED: token-pacer is not installed there, or hidden" in done.stderr
+
+
 # -------------------------------------------------------------------- what is said
 
 
@@ -502,6 +510,13 @@ def test_the_receipt_of_twenty_agents_is_the_bill_of_a_real_model(tmp_path):
 )
 def test_its_exit_code_is_ours(command, code):
     assert paced("--quiet", "--", *command).returncode == code
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it is Linux that has it")
+@pytest.mark.parametrize("code", [0, 42])
+def test_its_exit_code_is_ours_also_where_nothing_can_be_told(code):
+    with open("/dev/full", "wb") as full, started("--", "sh", "-c", f"exit {code}", stderr=full) as child:
+        assert child.wait(timeout=30) == code
 
 
 WAITS = """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,11 +15,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import uv
 
-from pacer.cli import quarters
+from pacer.cli import quarters, run
 from pacer.errors import StoreError
 from tests.commands import RUN, Terminal, environment, paced, told
 from tests.servers import Server, answer_json, whole
@@ -135,9 +137,11 @@ def test_uv_run_is_covered(place, words):
 
 def test_a_run_inside_a_run_is_the_same_one(place):
     inner = (sys.executable, "-m", "pacer.cli", "run", "--quiet", "--", sys.executable, "call.py")
-    done = paced("--ceiling", "90", "--", "sh", "-c", f"{' '.join(inner)}; {' '.join(inner)}")
-    assert done.stdout == "200\n402\n"
-    assert (told(done.stderr, "calls"), told(done.stderr, "tokens spent")) == (1, BILL)
+    limits = ("--ceiling", "90", "--fail-over-ceiling")
+    done = paced(*limits, "--", "sh", "-c", f"{' '.join(inner)}; {' '.join(inner)}")
+    assert (done.returncode, done.stdout) == (run.REFUSED, "200\n402\n")
+    assert (told(done.stderr, "calls"), told(done.stderr, "tokens spent"), told(done.stderr, "refused")) == (1, BILL, 1)
+    assert "the books differ" not in done.stderr
 
 
 # -------------------------------------------------------------------- not reached
@@ -215,6 +219,53 @@ def test_a_program_that_is_ended_early_is_told_of(place, end, code):
     terminal.until("1 calls, 30 tokens spent")
     assert terminal.end() == code
     assert left() == []
+
+
+def test_who_is_ended_before_the_command_starts_leaves_nothing_behind(place):
+    """It waits for a store that does not answer."""
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        store.settimeout(30)
+        named = f"redis://127.0.0.1:{store.getsockname()[1]}"
+        words = [*RUN, "--store", named, "--store-grace", "30", "--", "true"]
+        with subprocess.Popen(words, env=environment()) as wrapper:
+            connection, _ = store.accept()
+            wrapper.terminate()
+            wrapper.wait(timeout=30)
+        connection.close()
+    assert (wrapper.returncode, left()) == (128 + signal.SIGTERM, [])
+
+
+LEAVES_A_CHILD = """
+import os
+import call
+if os.fork() == 0:
+    os.closerange(1, 3)
+    os.read(0, 1)  # its end
+    os._exit(0)
+print(os.getpid(), call.call(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_impatient_second_signal_takes_nobody_the_receipt(place, number):
+    """The command has ended; what it left behind is given a moment."""
+    words = [*RUN, "--", sys.executable, "-c", LEAVES_A_CHILD]
+    pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(words, env=environment(), text=True, **pipes) as wrapper:
+        assert wrapper.stdout is not None
+        command = wrapper.stdout.readline().split()[0]
+        until(lambda: not is_there(int(command)))
+        wrapper.send_signal(number)
+        err = wrapper.communicate(timeout=30)[1]
+    assert (wrapper.returncode, told(err, "calls")) == (0, 1)
+
+
+def is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_an_interrupt_reaches_a_command_that_has_left_the_foreground(place):
@@ -350,3 +401,40 @@ def test_a_forked_child_stays_when_its_parent_leaves(place):
     os.close(out)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     os.close(into)
+
+
+CLOSES = """
+import os
+from call import call
+print(call(), flush=True)
+os.closerange(3, 256)
+theirs = [open(os.devnull) for _ in range(64)]
+"""
+
+
+def test_a_program_that_closes_all_files_takes_the_books_from_nobody(place):
+    """As daemons do."""
+    done = paced("--ceiling", "1k", "--", "sh", "-c", f"{sys.executable} -c '{CLOSES}'; {sys.executable} call.py")
+    assert done.stdout == "200\n200\n"
+    assert "pacer: 2 calls, 60 tokens spent, 0 unknown, 0 refused" in done.stderr
+    assert "Error" not in done.stderr
+    assert left() == []
+
+
+def is_open(file: int) -> bool:
+    try:
+        os.fstat(file)
+    except OSError:
+        return False
+    return True
+
+
+def test_what_a_program_opens_in_the_place_of_ours_is_left_alone(place):
+    with quarters.opened():
+        if (child := os.fork()) == 0:
+            os.closerange(3, 256)
+            theirs = [os.open(os.devnull, os.O_RDONLY) for _ in range(64)]
+            if (grandchild := os.fork()) == 0:
+                os._exit(not all(is_open(file) for file in theirs))
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

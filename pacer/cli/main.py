@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -239,7 +240,7 @@ def run_command(
     if not command:
         _fail("there is no command to run: pacer run [OPTIONS] -- python their_agents.py", 2)
     if not quiet and (foreign := runner.foreign(command)):
-        typer.echo(f"pacer: {plain(foreign)}", err=True)
+        _tell([foreign])
     with _errors_told():
         outcome = runner.run(
             command,
@@ -250,9 +251,17 @@ def run_command(
             report=report,
             shows_line=not quiet,
         )
-    for line in (*(() if quiet else outcome.lines), *outcome.errors):
-        typer.echo(f"pacer: {plain(line)}", err=True)
+    _tell([*(() if quiet else outcome.lines), *outcome.errors])
     raise typer.Exit(outcome.code)
+
+
+def _tell(lines: Sequence[str]) -> None:
+    """Say it if anybody listens: the exit code is that of the command, whatever has become of stderr."""
+    try:
+        for line in lines:
+            typer.echo(f"pacer: {plain(line)}", err=True)
+    except OSError:  # what is left in its buffer would be tried once more at the end, and change the exit code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), runner.STDERR)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element, tostring
 
 from pacer.cli.chart import Level, Plot, Series, amount, drawn, moment, shown, tag
 from pacer.cli.course import OTHERS, Course
-from pacer.cli.receipt import Books, Part, Receipt, not_paced, remarks
+from pacer.cli.receipt import NOT_THERE, Books, Part, Receipt, not_paced, remarks
 
 STYLE = Path(__file__).with_name("page.css")
 ROWS = 48
@@ -78,7 +78,7 @@ def _notes(receipt: Receipt) -> Iterator[str]:
     if not receipt.is_python_seen:
         yield "No Python of this command was paced; a program that is not Python is not covered."
     for python in receipt.missing[:ROWS]:
-        yield f"Calls of {python} were NOT PACED: token-pacer is not installed there."
+        yield f"Calls of {python} were NOT PACED: {NOT_THERE}."
     yield from not_paced(receipt)
     if receipt.books is None:
         yield f"What was spent cannot be told: {receipt.books_error}. The numbers are those that processes told."

@@ -18,6 +18,7 @@ from pacer.store.opening import vault_of
 from pacer.store.vault import RunRow
 
 NO_PROXY = "and a proxy address that could be given to it is not offered (yet)"
+NOT_THERE = "token-pacer is not installed there, or hidden by a module that is called pacer or transports"
 NAMED = 3
 """So many models, agents and findings are named in the text; all are in the JSON."""
 _NAME = 40
@@ -343,7 +344,7 @@ def lines(receipt: Receipt) -> Iterator[str]:
             f"-S); a program that is not Python is not covered, {NO_PROXY}"
         )
     for python in receipt.missing:
-        yield f"calls of {python} were NOT PACED: token-pacer is not installed there"
+        yield f"calls of {python} were NOT PACED: {NOT_THERE}"
     yield from not_paced(receipt)
     if receipt.books is None:
         yield f"what was spent cannot be told: {receipt.books_error}"

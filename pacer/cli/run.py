@@ -21,7 +21,7 @@ from pacer.cli import otel, quarters, tally
 from pacer.cli import receipt as receipts
 from pacer.cli.outfile import Outfile
 from pacer.cli.receipt import NO_PROXY, Receipt, Standing
-from pacer.cli.supervision import NotStarted, supervised
+from pacer.cli.supervision import NotStarted, orderly, supervised
 from pacer.errors import SettingsError, StoreError
 from pacer.settings import Settings
 from pacer.store.opening import books_of, vault_of
@@ -84,7 +84,7 @@ def run(
     LimitsConflict, StoreError; the command has not been started then.
     """
     asked = outfiles(receipt, report)
-    with quarters.opened() as directory:
+    with orderly(), quarters.opened() as directory:
         chosen, variables = _settled(given, directory)
         if exports:
             variables |= otel.variables()
@@ -109,6 +109,7 @@ def run(
             started_at=started_at,
             seconds=seconds,
         )
+        tally.pass_on(directory)
         if fails_over_ceiling and code == 0 and made.refused + made.refused_by_others:
             made = replace(made, exit_code=REFUSED)
         errors = tuple(_written(made, directory, before, asked))

@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,8 +31,29 @@ class NotStarted(Exception):
         self.code = code
 
 
+@contextmanager
+def orderly() -> Iterator[None]:
+    """What would end us on the spot lets us clear up before, and comes too late once the command has ended."""
+    before = {number: signal.getsignal(number) for number in _PASSED_ON}
+    try:
+        for number in _PASSED_ON:
+            if before[number] == signal.SIG_DFL:
+                signal.signal(number, _end)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
 def supervised(command: Sequence[str], environment: Mapping[str, str], line: StatusLine | None) -> int:
-    """The exit code of the command; what is sent to us meanwhile is passed on to it. Raises: NotStarted."""
+    """The exit code of the command; what is sent to us meanwhile is passed on to it. Raises: NotStarted.
+
+    It is within :func:`orderly`.
+    """
     signal.signal(signal.SIGCHLD, lambda *_: None)  # ignored, it would not wake us
     heard = {*_PASSED_ON, signal.SIGCHLD, *(line.signals if line else ())}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, heard)
@@ -68,8 +89,8 @@ def _waited(child: subprocess.Popen[bytes], heard: set[signal.Signals], line: St
         if line is not None and number == signal.SIGTSTP:
             _stop(line)
             child.send_signal(signal.SIGCONT)  # who continues us alone means both
-    while signal.sigpending() & _PASSED_ON:  # too late for the command; nobody else is meant
-        signal.sigwait(_PASSED_ON)
+    for number in _PASSED_ON:  # from now on too late for the command; nobody else is meant
+        signal.signal(number, lambda *_: None)
     return code
 
 

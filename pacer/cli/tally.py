@@ -134,16 +134,21 @@ class _Writer:
         line = msgspec.json.encode(_call_of(ended)) + b"\n"
         with suppress(OSError):  # the command is over
             # Opened each time: a program may close all files that it does not know, and open its own in their place.
-            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                os.write(file, line)
-            finally:
-                os.close(file)
+            _append(self._path, line)
+
+
+def _append(path: Path, lines: bytes) -> None:
+    """In one piece."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(file, lines)
+    finally:
+        os.close(file)
 
 
 def _call_of(ended: Ended) -> Call:
     place, usage, settlement = ended.place, ended.usage, ended.settlement
-    now, clock = time.time(), time.monotonic()
+    clock, now = time.monotonic(), time.time()  # in this order nothing is told as earlier than it was
     since_seconds = max(0.0, clock - ended.since)
     return Call(
         asked_at=now - since_seconds,
@@ -180,6 +185,16 @@ def read(directory: Path) -> Tally:
         missing=tuple(sorted(set(_lines(directory / MISSING)))),
         uncovered=uncovered.read(directory),
     )
+
+
+def pass_on(directory: Path) -> None:
+    """Let the command that we are a part of have all that was written, where there is one: its run is ours, too."""
+    above = os.environ.get(DIRECTORY)
+    if above is None:
+        return
+    for name in (CALLS, MISSING, uncovered.FILE):
+        with suppress(OSError):  # nothing was written, or that command is over
+            _append(Path(above, name), (directory / name).read_bytes())
 
 
 def calls(directory: Path) -> Iterator[Call | None]:

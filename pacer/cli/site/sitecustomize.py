@@ -35,7 +35,7 @@ class _Door:
 def _begin() -> bool:
     """Let the transports in, if they are there."""
     try:
-        import transports  # noqa: F401  # tells whether it is there
+        import transports.auto  # noqa: F401  # tells whether it is there, and no module of the program that is called so
         from pacer.cli import tally
     except ImportError:
         return False
