@@ -15,7 +15,7 @@ from pacer.errors import CeilingReached
 from pacer.parking import AsyncioSeat, ThreadSeat, TrioSeat
 from pacer.store.memory import MOST_POSTED, MemoryStore
 from pacer.ticket import Ticket
-from tests.engine import Engine, call, granted, place_of
+from tests.engine import Engine, Seat, call, granted, place_of
 
 
 def test_a_waiter_is_woken_once_and_by_the_settlement_itself():
@@ -92,6 +92,39 @@ def test_a_closed_loops_waiter_is_passed_over():
     engine.settle(first, 0)
     assert granted(third)
     assert engine.store.status().in_flight == 1
+
+
+def test_thousands_of_a_closed_loops_waiters_are_passed_over():
+    """Each lets in the next one, and whoever settles has to get through them all."""
+    engine = Engine(ceiling=100)
+    first = engine.offer(call(100))
+
+    async def sit() -> None:
+        for number in range(2_000):
+            engine.store.sit(engine.store.offer(call(60), number, engine.caller), AsyncioSeat(engine.store.tick))
+
+    asyncio.run(sit())
+    living = engine.offer(call(60))
+    engine.settle(first, 0)
+    assert granted(living)
+    assert engine.seats[-1].wakes == 1
+
+
+def test_only_who_cannot_be_reached_is_passed_over():
+    """While the head is found to be gone, another thread has looked, and armed somebody else."""
+    engine = Engine(rate=10, burst=100)
+    engine.offer(call(100))
+    head = engine.store.offer(call(50), "dead loop", engine.caller)
+    living = engine.offer(call(20))
+
+    class Gone(Seat):
+        def arm(self, seconds: float) -> None:
+            engine.leave(head)
+            raise RuntimeError("its event loop is closed")
+
+    engine.store.sit(head, Gone(engine.clock))
+    engine.advance(2.1)
+    assert granted(living)
 
 
 def test_a_garbage_collection_under_the_lock_may_settle():

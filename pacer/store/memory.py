@@ -171,8 +171,8 @@ class MemoryStore:
             do, arguments = posts.popleft()
             do(*arguments, now)
 
-    def _decide_and_arm(self, now: float) -> tuple[list[Ticket], tuple[Seat, float] | None]:
-        """Under the lock: decide, and find out who keeps the time from here on."""
+    def _decide_and_arm(self, now: float) -> tuple[list[Ticket], tuple[Ticket, Seat, float] | None]:
+        """Under the lock: decide, and find out who keeps the time from here on, in which seat and for how long."""
         decided = self._decided + self._admission.pump(now)
         self._decided = []
         due = self._admission.next_due(now)
@@ -181,10 +181,13 @@ class MemoryStore:
         if self._armed is not None and self._armed[0] is due[0] and now <= self._armed[1] <= due[1]:
             return decided, None  # an overdue timer is armed anew: its loop may have stopped
         self._armed = due
-        return decided, (due[0].seat, max(0.0, due[1] - now))
+        return decided, (due[0], due[0].seat, max(0.0, due[1] - now))
 
     def _close(self) -> None:
-        """The end of the critical section, and what must not happen inside: waking and setting timers."""
+        """The end of the critical section, and what must not happen inside: waking and setting timers.
+
+        What is posted meanwhile is left to the caller.
+        """
         decided: list[Ticket] = []
         timer = None
         try:
@@ -196,26 +199,20 @@ class MemoryStore:
         finally:
             self._lock.release()
         if timer is not None:
-            self._arm(*timer)
+            keeper, seat, seconds = timer
+            self._reach(keeper, seat.arm, seconds)
         for ticket in decided:
             if ticket.seat is not None:
-                self._wake(ticket, ticket.seat)
+                self._reach(ticket, ticket.seat.wake)
         for watch, threshold in crossed:  # last: whoever listens may take their time
             telemetry.crossed(threshold, watch.tell)
 
-    def _wake(self, ticket: Ticket, seat: Seat) -> None:
+    def _reach(self, ticket: Ticket, do: Callable[..., None], *args: float) -> None:
         try:
-            seat.wake()
-        except RuntimeError:  # its event loop is closed: nobody will ever use this place
-            self.leave(ticket)
-
-    def _arm(self, seat: Seat, seconds: float) -> None:
-        try:
-            seat.arm(seconds)
-        except RuntimeError:
-            armed = self._armed
-            if armed is not None:
-                self.leave(armed[0])
+            do(*args)
+        except RuntimeError:  # its event loop is closed: nobody will ever use its place
+            # Not left here and now: there may be thousands of them in a row, each let in by the one before it.
+            self._posts.append((self._admission.leave, (ticket,)))
 
     def _renew_after_fork(self) -> None:
         self._lock = threading.Lock()
