@@ -250,6 +250,40 @@ def test_a_second_wrap_up_waits_for_the_first_and_blocks_nobody():
     assert granted(second)
 
 
+def test_a_second_wrap_up_for_which_the_first_leaves_nothing_is_refused_at_once():
+    engine = Engine(ceiling=1_000)
+    agent = engine.agent("agent", reserve=200)
+    engine.settle(offer(engine, agent, 800), 800)
+    first, second = (offer(engine, agent, 200, wraps_up=True) for _ in range(2))
+    assert second.decision is None
+    engine.settle(first, 200)
+    assert isinstance(second.decision, CeilingReached)
+
+
+def test_a_wrap_up_that_waits_while_its_agent_ends_is_refused_if_there_is_no_other_room():
+    """What was kept for it is everybody's again, and still not enough under the agent's own ceiling."""
+    engine = Engine(ceiling=1_000)
+    agent = engine.agent("agent", ceiling=500, reserve=200)
+    engine.settle(offer(engine, agent, 300), 450)
+    engine.store.do(lambda admission, now: admission.set_paused(agent, True))
+    closing = offer(engine, agent, 200, wraps_up=True)
+    assert closing.decision is None
+    engine.end(agent)
+    assert isinstance(closing.decision, CeilingReached)
+
+
+def test_who_waits_for_what_a_wrap_up_holds_is_refused_when_that_is_given_up():
+    """It goes back into the reserve, as from a wrap-up that has ended: nobody else can ever have it."""
+    engine = Engine(ceiling=300)
+    agent, other = engine.agent("agent", reserve=200), engine.agent("other")
+    engine.settle(offer(engine, agent, 10), 10)
+    closing = offer(engine, agent, 200, wraps_up=True)
+    waiting = offer(engine, other, 150)
+    assert waiting.decision is None
+    engine.leave(closing)
+    assert isinstance(waiting.decision, CeilingReached)
+
+
 def test_a_wrap_up_waits_for_the_rate_and_goes_past_those_who_wait_for_room():
     engine = Engine(rate=10, burst=100, ceiling=300)
     agent, other = engine.agent("agent", reserve=100), engine.agent("other")
