@@ -618,6 +618,7 @@ class Admission:
         for gate in self.gates:
             gate.bucket.take(gate.asked(call), now)
         lane = self._lanes.get(call.lane) if self._lanes else None
+        server = lane.server if lane is not None else None
         place = Reservation(
             next(self._ids),
             self._process,
@@ -627,7 +628,8 @@ class Admission:
             self.gates,
             now,
             from_reserve=from_reserve,
-            probes=lane is not None and lane.server.granted(call, now, waited=now > ticket.since),
+            probes=server is not None and server.granted(call, now, waited=now > ticket.since),
+            tells=server is not None and server.has_paused,
             starts=starts,
         )
         owned = self._open_by.get(ticket.owner)

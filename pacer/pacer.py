@@ -92,7 +92,7 @@ class Pacer:
     def answered(self, place: Reservation, status: int, word: Word | None) -> None:
         """Take in an answer's status and what it said of the provider's own limits, as soon as it is there."""
         place.status = status
-        if word is not None or status >= 400 or place.probes:
+        if word is not None or status >= 400 or place.tells:
             self._store.answered(place, status, word)
 
     def settle(self, place: Reservation, usage: Usage) -> None:

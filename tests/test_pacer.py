@@ -13,9 +13,10 @@ import transports
 from pacer import Pacer, settings
 from pacer.errors import BudgetExceeded, LimitsConflict, SettingsError
 from pacer.estimate import measure
+from pacer.flow import Park
 from pacer.pacer import join
 from pacer.ticket import Reservation
-from pacer.usage import Estimate, Usage
+from pacer.usage import Estimate, Usage, Word
 from tests.engine import Clock
 
 ROOT = Path(__file__).parent.parent
@@ -90,6 +91,37 @@ def test_a_second_settlement_changes_nothing():
     budget.settle(place, Usage(10))
     budget.settle(place, Usage(99))
     assert budget.status().spent == 10
+
+
+def test_the_pace_between_two_pauses_is_that_of_all_calls_that_passed():
+    """Also after the slow start, and of a server that says nothing of its limits."""
+    clock = Clock()
+    budget = Pacer(clock=clock)
+
+    def is_answered(status: int, word: Word | None = None) -> None:
+        place = admitted(budget, 10)
+        clock.now += 0.1
+        budget.answered(place, status, word)
+        budget.void(place)
+
+    is_answered(429, Word(1.0))
+    way = budget.admit(Estimate(10, 0, 10))
+    parked = next(way)
+    assert isinstance(parked, Park)
+    clock.now += 2.0
+    parked.store.tick()
+    assert isinstance(parked.ticket.decision, Reservation)
+    budget.answered(parked.ticket.decision, 200, None)
+    for _ in range(1_000):
+        is_answered(200)
+    is_answered(429, Word(1.0))
+    clock.now += 2.0
+    is_answered(200)
+    way = budget.admit(Estimate(10, 0, 10))
+    assert isinstance(next(way), Park)
+    next_seconds = budget.status().next_seconds
+    assert next_seconds is not None
+    assert next_seconds < 0.1
 
 
 def test_the_repr_is_the_operators_line():
