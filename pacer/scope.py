@@ -100,14 +100,17 @@ class Scope(ABC):
 
     @property
     def account(self) -> Account:
-        """The account of the scope; opened when it is needed first."""
-        if self._account is None:
+        """The account of the scope; opened when it is needed first, a run's also when it was forgotten meanwhile."""
+        account = self._account
+        if account is None or (account.ended and account.kind == "run"):
             opened = self._open()
             with self._counting:
-                account = self._account = self._account or opened
+                if self._account is account:
+                    self._account = opened
+                account = self._account or opened
             if account is not opened:  # another thread was quicker
                 self._close(opened)
-        return self._account
+        return account
 
     @property
     def name(self) -> str:

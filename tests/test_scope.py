@@ -20,6 +20,7 @@ import pytest
 
 import pacer
 from pacer import CeilingReached, LimitsConflict, Pacer, SettingsError, Threshold
+from pacer.register import RUNS_REMEMBERED
 from pacer.scope import DEEPEST, HEADER
 from pacer.usage import AccountStatus
 from tests.servers import URL, Caller, Inner, ask, ok
@@ -562,3 +563,30 @@ def test_the_operators_line():
         line = "30 spent + 0 unknown + 0 held + 500 carved out of 10,000 | 1 agent | 0 in flight, 0 waiting"
         assert repr(budget.pacer) == f"<Pacer default: {line}>"
         assert repr(budget.pacer.run("default")) == f"<Run default: {line}>"
+
+
+def test_a_run_that_nobody_is_in_keeps_its_ceiling_when_it_is_forgotten():
+    """Bound to a transport it is never entered, and a thousand others come and go meanwhile."""
+    budget = Pacer()
+    run = budget.run("bound", ceiling=100)
+    client = httpx.Client(transport=BudgetTransport(Inner(ok()), pacer=budget, scope=run))
+    assert client.post(URL, json=ask(500)).status_code == 402
+    for number in range(RUNS_REMEMBERED + 1):
+        with budget.run(f"run-{number}"):
+            pass
+    assert client.post(URL, json=ask(500)).status_code == 402
+    assert run.status().refused == 1
+    with budget.run("bound") as again:
+        assert again.account is run.account
+
+
+def test_what_is_left_of_a_forgotten_run_is_still_below_its_ceiling():
+    """A task that was begun in an agent of it outlives both."""
+    budget = Pacer()
+    client = httpx.Client(transport=BudgetTransport(Inner(ok()), pacer=budget))
+    with budget.run("left", ceiling=100), budget.agent("left"):
+        left_behind = contextvars.copy_context()
+    for number in range(RUNS_REMEMBERED + 1):
+        with budget.run(f"run-{number}"):
+            pass
+    assert left_behind.run(client.post, URL, json=ask(500)).status_code == 402
