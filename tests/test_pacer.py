@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import pacer
 import transports
 from pacer import Pacer, settings
+from pacer import pacer as pacer_module
 from pacer.errors import BudgetExceeded, LimitsConflict, SettingsError
 from pacer.estimate import measure
 from pacer.flow import Park
@@ -43,6 +46,17 @@ def test_joining_with_other_limits_is_an_error_that_shows_both():
     join(settings.explicit(run="conflict", ceiling=100))
     with pytest.raises(LimitsConflict, match="run 'conflict' is open with ceiling=100 and was joined with ceiling=200"):
         join(settings.explicit(run="conflict", ceiling=200))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_may_join_though_somebody_was_joining_when_it_was_forked():
+    """A store may take seconds to open; whoever opened one is not there in the child."""
+    with pacer_module._shared_lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(5)
+            os._exit(join(settings.explicit(run="forked")).name != "forked")
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_the_status_tells_spent_unknown_and_held_apart():
