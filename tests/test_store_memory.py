@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from pacer.admission import Admission
 from pacer.errors import CeilingReached
 from pacer.parking import AsyncioSeat, ThreadSeat, TrioSeat
 from pacer.store.memory import MOST_POSTED, MemoryStore
@@ -257,6 +258,33 @@ def test_a_forked_child_counts_alone_and_says_so(caplog: pytest.LogCaptureFixtur
     os.close(read)
     os.close(write)
     assert engine.store.status().held == 700
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_waits_for_who_is_in_the_midst_of_the_books():
+    """Else the child would have a copy of half an entry."""
+    engine = Engine(ceiling=1_000)
+    ticket = engine.offer(call(100))
+    is_inside, forks = threading.Event(), threading.Event()
+
+    def book(admission: Admission, now: float) -> None:
+        admission.account.spent += 10
+        is_inside.set()
+        forks.wait()
+        admission.register.root.spent += 10
+
+    os.register_at_fork(before=forks.set)  # called before the store's
+    with ThreadPoolExecutor(1) as pool:
+        booking = pool.submit(engine.store.do, book)
+        is_inside.wait()
+        engine.settle(ticket, 50)  # posted: the books are taken
+        child = os.fork()
+        if child == 0:
+            os._exit(engine.account.spent != engine.admission.register.root.spent)
+        assert os.waitpid(child, 0)[1] == 0
+        booking.result()
+    assert engine.account.spent == 60
+    assert not engine.store._lock.locked()
 
 
 def test_stores_do_not_outlive_their_pacer():

@@ -25,6 +25,8 @@ from pacer.usage import Estimate, Oddity, Settlement, Status, Usage, Word
 
 _log = logging.getLogger("pacer")
 T = TypeVar("T")
+LONGEST_HOLD_SECONDS = 1.0
+"""Longer than this a fork waits for no books: who holds them may be the very thread, interrupted by a signal."""
 MOST_POSTED = 128
 """So many counts may lie there until somebody looks into the books."""
 
@@ -225,12 +227,30 @@ class MemoryStore:
 
 
 _alive: weakref.WeakSet[MemoryStore] = weakref.WeakSet()
+_forking = threading.local()
+
+
+def _hold_all() -> None:
+    """Nobody is in the midst of the books when they are copied."""
+    _forking.held = []
+    for store in list(_alive):
+        if store._lock.acquire(timeout=LONGEST_HOLD_SECONDS):
+            _forking.held.append(store)
+
+
+def _let_go_all() -> None:
+    for store in _forking.held:
+        store._lock.release()
+        if store._posts:  # meanwhile
+            store._work_off()
+    _forking.held = []
 
 
 def _renew_all() -> None:
+    _forking.held = []
     for store in list(_alive):
         store._renew_after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_all)
+    os.register_at_fork(before=_hold_all, after_in_parent=_let_go_all, after_in_child=_renew_all)
