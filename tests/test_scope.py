@@ -384,6 +384,44 @@ def test_a_call_is_cut_to_what_one_call_may_cost_or_refused():
     assert budget.call().extensions["pacer"].reserved > 500
 
 
+def test_a_limit_and_a_wrap_up_hold_in_decorated_functions_and_coroutine_functions():
+    """A coroutine function has only begun when it returns; a generator goes on wherever it is iterated."""
+    budget = Budget(wrap_up_reserve=300)
+
+    @pacer.limit(tokens=5)
+    def blocking() -> int:
+        status: int = budget.call().status_code
+        return status
+
+    @pacer.limit(tokens=5)
+    async def awaiting() -> int:
+        return (await budget.awaiting.post(URL, json=ask(500))).status_code
+
+    @pacer.wrap_up()
+    async def wraps_up() -> None:
+        await budget.awaiting.post(URL, json=ask(50))
+
+    async def in_an_agent() -> None:
+        async with budget.pacer.agent("agent") as agent:
+            await budget.acall()
+            await asyncio.gather(wraps_up(), wraps_up())
+            assert agent.status().wrap_ups == 2
+
+    assert blocking() == asyncio.run(awaiting()) == 402
+    asyncio.run(in_an_agent())
+    assert budget.call().status_code == 200
+    with pytest.raises(TypeError, match="is a generator"):
+
+        @pacer.limit(tokens=5)
+        def iterates() -> Iterator[int]:
+            yield 1
+
+
+def test_a_limit_without_a_number_is_none():
+    with pytest.raises(SettingsError, match="tokens=None is not accepted"):
+        pacer.limit(tokens=None)  # type: ignore[arg-type]
+
+
 def test_the_limits_in_force_are_the_narrowest():
     budget = Budget(ceiling=10_000, tokens_per_second=100)
     with (
