@@ -13,7 +13,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar, cast
 from urllib.parse import unquote
 
 import msgspec
@@ -297,17 +297,19 @@ class Scope(_Context):
         For clients of httpx and httpx2, and of SDKs that have ``with_options(default_headers=)`` (openai, anthropic,
         groq). Their transport must be a BudgetTransport of the same pacer. Raises: TypeError for others.
         """
+        bound: Any
         if hasattr(client, "with_options"):
-            bound: C = client.with_options(default_headers=self.headers)
-            return bound
-        if not hasattr(client, "build_request"):
+            bound = client.with_options(default_headers=self.headers)
+        elif hasattr(client, "build_request"):
+            bound = copy.copy(client)
+            bound.headers = {**client.headers, **self.headers}  # type: ignore[attr-defined]  # an httpx client has them
+        else:
             raise TypeError(
                 f"{type(client).__qualname__} cannot be bound: give `scope.headers` with its calls, or make its client "
                 "with BudgetTransport(scope=...)"
             )
-        bound = copy.copy(client)
-        bound.headers = {**client.headers, **self.headers}  # type: ignore[attr-defined]  # an httpx client has them
-        return bound
+        bound.pacer_scope = self  # nobody else may hold the agent, which ends when nobody does
+        return cast(C, bound)
 
 
 class Run(Scope):

@@ -290,6 +290,17 @@ def test_clients_of_httpx_and_of_sdks_can_be_bound():
             agent.bind(object())
 
 
+def test_an_agent_is_there_as_long_as_a_client_that_is_bound_to_it():
+    """Who makes the client may hold nothing else of the agent; its ceiling must not go with it."""
+    budget = Budget()
+    bound = budget.pacer.agent("agent", ceiling=10).bind(budget.client)
+    gc.collect()
+    assert budget.call(bound).headers["x-pacer-limit"] == "agent_ceiling"
+    del bound
+    gc.collect()
+    assert [gone.refused for gone in budget.pacer.status().finished] == [1]
+
+
 def test_a_scope_of_the_context_counts_below_the_bound_one_only():
     budget = Budget()
     with budget.pacer.agent("outer") as outer:
