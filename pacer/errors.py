@@ -12,6 +12,9 @@ PacerError
 
 from __future__ import annotations
 
+import copyreg
+from typing import Any
+
 
 class PacerError(Exception):
     """Base of everything this library raises on its own account."""
@@ -66,6 +69,10 @@ class BudgetExceeded(PacerError, RuntimeError):
         self.remaining = remaining
         self.wrap_up = wrap_up
         self.retry_after_seconds = retry_after_seconds
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """All of it: a worker process hands it to its parent, which would hang if it could not read it."""
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]  # as object's own
 
 
 class CeilingReached(BudgetExceeded):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import pickle
 import re
 from typing import Any
 
@@ -238,3 +240,15 @@ def test_a_raised_refusal_through_an_sdk(sdk, awaits):
     assert transport.tries == (3 if sdk == "anthropic" else 1)
     assert inner.requests == []
     assert books(pacer) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("again", [copy.copy, lambda refused: pickle.loads(pickle.dumps(refused))])
+def test_a_refusal_comes_back_from_a_worker_process_as_it_was(again: Any):
+    """Pools of processes break or hang on an exception that can be sent and not be read."""
+    pacer, inner = full(refusal="raise")
+    client = httpx.Client(transport=BudgetTransport(inner, pacer=pacer))
+    with pytest.raises(CeilingReached) as caught:
+        client.post(URL, json=ask())
+    refused = again(caught.value)
+    assert type(refused) is CeilingReached
+    assert (str(refused), vars(refused)) == (str(caught.value), vars(caught.value))
