@@ -49,6 +49,7 @@ class _Lane(msgspec.Struct, eq=False):
     server: Server
     backlog: dict[Gate, int]
     tokens: int = 0
+    is_closed: bool = False
 
     def line_of(self, ticket: Ticket) -> Line[Ticket]:
         return self.wrap_ups if ticket.caller.wraps_up else self.line
@@ -388,7 +389,11 @@ class Admission:
         self._blocked = []
         open_lanes = []
         for lane in self._lanes.values():
-            if (by_server := lane.server.wait(now)) is None:
+            by_server = lane.server.wait(now)
+            if lane.is_closed != (by_server is not None):
+                self._held_up.clear()  # by those whose turn it is not any more, or those behind whose it is now
+            lane.is_closed = by_server is not None
+            if by_server is None:
                 open_lanes.append(lane)
                 continue
             for _, ticket in itertools.islice(self._heads([lane], set()), 1):

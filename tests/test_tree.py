@@ -81,6 +81,34 @@ def test_whoever_is_short_of_the_run_is_not_overtaken_by_calls_to_other_models()
     assert granted(small)
 
 
+def test_whoever_is_short_of_room_holds_up_nobody_while_its_own_server_pauses():
+    """It could not go even with room; when the pause is over it is its turn again."""
+    engine = Engine()
+    agent = engine.agent("agent", ceiling=100)
+    answered, _ = engine.offer(call(10, model="a")), offer(engine, agent, 60)
+    large = engine.offer(call(80, model="a"), caller=Caller(agent))
+    small, last = (engine.offer(call(30, model="b"), caller=Caller(agent)) for _ in range(2))
+    assert large.decision is small.decision is last.decision is None
+    engine.answer(answered, 429, 5.0)
+    assert granted(small)
+    engine.advance(6.0)
+    engine.settle(small, 0)
+    assert large.decision is last.decision is None
+
+
+def test_whoever_waited_for_its_server_has_its_turn_before_who_came_later_and_is_short_of_room():
+    engine = Engine()
+    agent = engine.agent("agent", ceiling=100)
+    answered, _ = engine.offer(call(10, model="a")), offer(engine, agent, 60)
+    engine.answer(answered, 429, 5.0)
+    small = engine.offer(call(30, model="a"), caller=Caller(agent))
+    large = engine.offer(call(80, model="b"), caller=Caller(agent))
+    assert small.decision is large.decision is None
+    engine.advance(6.0)
+    assert granted(small)
+    assert large.decision is None
+
+
 @pytest.mark.parametrize("nesting", ["siblings", "chain", "grandchildren"])
 def test_sixteen_that_each_want_all_that_is_left_never_get_more_than_that(nesting: str):
     engine = Engine(ceiling=1_000)
