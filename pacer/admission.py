@@ -49,6 +49,7 @@ class _Lane(msgspec.Struct, eq=False):
     server: Server
     backlog: dict[Gate, int]
     tokens: int = 0
+    is_closed: bool = False
 
     def line_of(self, ticket: Ticket) -> Line[Ticket]:
         return self.wrap_ups if ticket.caller.wraps_up else self.line
@@ -178,6 +179,8 @@ class Admission:
         place.settlement = Settlement(0, 0, "void")
         ledger.release(place.account, place.call.worst, from_reserve=place.from_reserve)
         self._look_again(place.account)
+        if self.waiting:  # what a wrap-up gives back is its agent's alone
+            self._shrunk.update(place.account.path)
         self._let_go(place)
         place.account.own.correct(-place.charged)
         for gate in place.gates:
@@ -226,6 +229,8 @@ class Admission:
         """An agent has ended: what is left of its reserve goes back, and what it cost goes into a summary."""
         self.register.end(account)
         self._look_again(account)
+        if self.waiting:  # to wrap up, maybe: what was to pay for it is gone
+            self._shrunk.update(account.path)
 
     def set_ceiling(self, account: Account, ceiling: int | None) -> None:
         """Change a ceiling; what is spent stays spent."""
@@ -345,7 +350,7 @@ class Admission:
             if node.paused:
                 return Wait("paused", None), node.turn
         if not self._pays_from_reserve(ticket):
-            if ticket.caller.wraps_up and account.lent and call.least <= account.left + account.lent:
+            if account.lent and self._reserve_may_pay(ticket):
                 return Wait("wrap_up_reserve", None), None
             amount = ledger.fit(account, call, self.spawn_threshold)
             if isinstance(amount, Account):
@@ -361,6 +366,11 @@ class Admission:
     def _pays_from_reserve(self, ticket: Ticket) -> bool:
         account = ticket.caller.account
         return ticket.caller.wraps_up and account.left > 0 and ticket.call.least <= account.left
+
+    def _reserve_may_pay(self, ticket: Ticket) -> bool:
+        """Whether the reserve can hold the call, at the latest when what it has lent comes back."""
+        account = ticket.caller.account
+        return ticket.caller.wraps_up and ticket.call.least <= account.left + account.lent
 
     def _limit_of(self, node: Account, account: Account, call: Estimate) -> str:
         if node.kind == "agent":
@@ -379,7 +389,11 @@ class Admission:
         self._blocked = []
         open_lanes = []
         for lane in self._lanes.values():
-            if (by_server := lane.server.wait(now)) is None:
+            by_server = lane.server.wait(now)
+            if lane.is_closed != (by_server is not None):
+                self._held_up.clear()  # by those whose turn it is not any more, or those behind whose it is now
+            lane.is_closed = by_server is not None
+            if by_server is None:
                 open_lanes.append(lane)
                 continue
             for _, ticket in itertools.islice(self._heads([lane], set()), 1):
@@ -433,6 +447,8 @@ class Admission:
 
     def _closed_to(self, ticket: Ticket) -> Account | None:
         """The account that can never hold the call, however long one waits."""
+        if self._reserve_may_pay(ticket):
+            return None
         for node, amount in ticket.needs:
             if node.never_fits(amount):
                 return node
@@ -459,13 +475,10 @@ class Admission:
                 self._refuse(ticket, self._too_long(ticket, ticket.wait))
 
     def _needs(self, ticket: Ticket) -> list[tuple[Account, int]]:
-        account = ticket.account
-        if ticket.caller.wraps_up and ticket.call.least <= account.left + account.lent:
-            return []
         owned = self._open_by.get(ticket.owner, {}).values()
         return [
             (node, least + sum(place.call.worst for place in owned if node in place.account.path))
-            for node, least in ledger.needs(account, ticket.call, self.spawn_threshold)
+            for node, least in ledger.needs(ticket.account, ticket.call, self.spawn_threshold)
         ]
 
     def _forecast(self, ticket: Ticket, wait: Wait | None, now: float) -> Wait:
@@ -610,6 +623,7 @@ class Admission:
         for gate in self.gates:
             gate.bucket.take(gate.asked(call), now)
         lane = self._lanes.get(call.lane) if self._lanes else None
+        server = lane.server if lane is not None else None
         place = Reservation(
             next(self._ids),
             self._process,
@@ -619,7 +633,8 @@ class Admission:
             self.gates,
             now,
             from_reserve=from_reserve,
-            probes=lane is not None and lane.server.granted(call, now, waited=now > ticket.since),
+            probes=server is not None and server.granted(call, now, waited=now > ticket.since),
+            tells=server is not None and server.has_paused,
             starts=starts,
         )
         owned = self._open_by.get(ticket.owner)

@@ -71,8 +71,8 @@ class BudgetExceeded(PacerError, RuntimeError):
         self.retry_after_seconds = retry_after_seconds
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception is made again from its message alone, and a multiprocessing.Pool hangs where that cannot be done.
-        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # it is there
+        """All of it: a worker process hands it to its parent, which would hang if it could not read it."""
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]  # as object's own
 
 
 class CeilingReached(BudgetExceeded):

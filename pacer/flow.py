@@ -61,10 +61,10 @@ def admit(
         assert decision is not None, "a parked call was woken without a decision"
         if smoothing is not None:
             yield Space(smoothing)
+        decision.waited_for = waited_for
+        telemetry.admitted(decision)
+        return decision
     except BaseException as error:
         store.leave(ticket)
         telemetry.tell_of_none(store.account.name, ticket, waited_for, error)
         raise
-    decision.waited_for = waited_for
-    telemetry.admitted(decision)
-    return decision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -92,7 +93,7 @@ class Pacer:
     def answered(self, place: Reservation, status: int, word: Word | None) -> None:
         """Take in an answer's status and what it said of the provider's own limits, as soon as it is there."""
         place.status = status
-        if word is not None or status >= 400 or place.probes:
+        if word is not None or status >= 400 or place.tells:
             self._store.answered(place, status, word)
 
     def settle(self, place: Reservation, usage: Usage) -> None:
@@ -208,6 +209,15 @@ def _standing(run: Account, admission: Admission, now: float) -> telemetry.Stand
 
 _shared: dict[str, Pacer] = {}
 _shared_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _shared_lock
+    _shared_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # a store may take seconds to open: whoever opened one stays behind in the parent
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def join(chosen: Settings) -> Pacer:

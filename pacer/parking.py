@@ -1,12 +1,14 @@
 """Where waiters sleep: a thread, an asyncio task or a trio task. Each is woken once and never polls.
 
 The waiter at the head of a lane keeps the time for all behind it. On asyncio that is a timer of its loop; a thread or a
-trio task wakes up, which costs it one more wake-up.
+trio task wakes up, which costs it one more wake-up. Of several alarms the earliest counts: they come from any thread
+and so in any order, and one that is early only costs a look.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import sys
 import threading
@@ -33,7 +35,7 @@ class AsyncSeat(Protocol):
 
 
 class ThreadSeat:
-    """A blocked thread; the queue carries new alarms (seconds) and the wake-up (``None``)."""
+    """A blocked thread; the queue carries new alarms (when) and the wake-up (``None``)."""
 
     def __init__(self, tick: Tick) -> None:
         self._tick = tick
@@ -45,20 +47,22 @@ class ThreadSeat:
 
     def arm(self, seconds: float) -> None:
         """Let the thread call ``tick`` after ``seconds``."""
-        self._signals.put(seconds)
+        self._signals.put(time.monotonic() + seconds)
 
     def wait(self) -> None:
         """Block until woken."""
-        timeout: float | None = None
+        due = math.inf
         while True:
+            timeout = None if due == math.inf else max(0.0, due - time.monotonic())
             try:
-                timeout = self._signals.get(timeout=timeout)
+                signal = self._signals.get(timeout=timeout)
             except queue.Empty:
-                timeout = None
+                due = math.inf
                 self._tick()
             else:
-                if timeout is None:
+                if signal is None:
                     return
+                due = min(due, signal)
 
 
 class AsyncioSeat:
@@ -97,10 +101,16 @@ class AsyncioSeat:
             self._woken.set_result(None)
 
     def _set_timer(self, seconds: float) -> None:
+        due = self._loop.time() + seconds
+        if self._woken.done() or (self._timer is not None and self._timer.when() <= due):
+            return
         if self._timer is not None:
             self._timer.cancel()
-        if not self._woken.done():
-            self._timer = self._loop.call_later(seconds, self._tick)
+        self._timer = self._loop.call_at(due, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._tick()
 
 
 class TrioSeat:
@@ -124,15 +134,15 @@ class TrioSeat:
 
     async def wait(self) -> None:
         """Suspend until woken."""
-        timeout = float("inf")
+        due = math.inf
         while True:
-            with self._trio.move_on_after(timeout) as scope:
+            with self._trio.move_on_at(due) as scope:
                 signal = await self._receive.receive()
                 if signal is None:
                     return
-                timeout = signal
+                due = min(due, self._trio.current_time() + signal)
             if scope.cancelled_caught:
-                timeout = float("inf")
+                due = math.inf
                 self._tick()
 
 

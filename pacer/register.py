@@ -107,7 +107,7 @@ class Register:
 
 
 def living(account: Account) -> Account:
-    """The account, or its nearest ancestor that has not ended."""
-    while account.ended and account.parent is not None:
+    """The account, or its nearest ancestor that has not ended; at most its run, whose ceiling holds whatever comes."""
+    while account.ended and account.kind == "agent" and account.parent is not None:
         account = account.parent
     return account

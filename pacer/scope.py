@@ -11,10 +11,9 @@ import functools
 import inspect
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar, cast
 from urllib.parse import unquote
 
 import msgspec
@@ -42,8 +41,11 @@ C = TypeVar("C")
 
 
 class _Frame(msgspec.Struct, frozen=True, eq=False):
-    """What holds from here on in a context: the scope, the most that one call may hold, and who wraps up."""
+    """What holds from here on in a context, and ``by`` what: the scope, the most that one call may hold, and who wraps
+    up.
+    """
 
+    by: _Context
     scope: Scope | None
     tokens: int | None
     wraps_up: bool
@@ -53,6 +55,45 @@ class _Frame(msgspec.Struct, frozen=True, eq=False):
 _here: ContextVar[_Frame | None] = ContextVar("pacer", default=None)
 
 
+class _Context(ABC):
+    """What holds while it is entered (``with``), and as a decorator in each call of a function."""
+
+    @abstractmethod
+    def __enter__(self) -> object:
+        """Let it hold from here on."""
+
+    @abstractmethod
+    def __exit__(self, *exc_info: object) -> None:
+        """What held before holds again."""
+
+    @abstractmethod
+    def _another(self) -> Self:
+        """One like this, for another call of a decorated function."""
+
+    def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
+        """Decorate a function or coroutine function: each call of it is a context of its own.
+
+        Raises: TypeError for a generator, in which a context would leak to whoever iterates.
+        """
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"{function.__qualname__} is a generator: use `with` inside it")
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def awaiting(*args: P.args, **kwargs: P.kwargs) -> Any:
+                with self._another():
+                    return await function(*args, **kwargs)
+
+            return awaiting  # type: ignore[return-value]  # T is that coroutine
+
+        @functools.wraps(function)
+        def blocking(*args: P.args, **kwargs: P.kwargs) -> T:
+            with self._another():
+                return function(*args, **kwargs)
+
+        return blocking
+
+
 class Books(msgspec.Struct, frozen=True, eq=False):
     """What a scope needs of its pacer."""
 
@@ -60,7 +101,7 @@ class Books(msgspec.Struct, frozen=True, eq=False):
     settings: Settings
 
 
-class Scope(ABC):
+class Scope(_Context):
     """A run or an agent: a context (``with``, ``async with``), a decorator, and the way to its account.
 
     ``books`` gives its pacer's when they are needed first: a decorator may stand there before there is any.
@@ -84,10 +125,6 @@ class Scope(ABC):
     def _close(self, account: Account) -> None:
         """Nobody is inside any more."""
 
-    @abstractmethod
-    def _another(self) -> Self:
-        """A scope like this one, for another call of a decorated function."""
-
     @functools.cached_property
     def books(self) -> Books:
         """Its pacer's."""
@@ -100,14 +137,17 @@ class Scope(ABC):
 
     @property
     def account(self) -> Account:
-        """The account of the scope; opened when it is needed first."""
-        if self._account is None:
+        """The account of the scope; opened when it is needed first, a run's also when it was forgotten meanwhile."""
+        account = self._account
+        if account is None or (account.ended and account.kind == "run"):
             opened = self._open()
             with self._counting:
-                account = self._account = self._account or opened
+                if self._account is account:
+                    self._account = opened
+                account = self._account or opened
             if account is not opened:  # another thread was quicker
                 self._close(opened)
-        return self._account
+        return account
 
     @property
     def name(self) -> str:
@@ -119,7 +159,7 @@ class Scope(ABC):
             self._account = None
         assert self.account is not None
         outer = _here.get()
-        _here.set(_Frame(self, outer.tokens if outer else None, False, outer))
+        _here.set(_Frame(self, self, outer.tokens if outer else None, False, outer))
         with self._counting:
             is_first = not self._inside
             self._inside += 1
@@ -128,9 +168,7 @@ class Scope(ABC):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        frame = _here.get()
-        if frame is not None and frame.scope is self:  # a generator may be closed in another context
-            _here.set(frame.outer)
+        _leave(self)
         with self._counting:
             self._inside -= 1
             is_last = not self._inside
@@ -142,29 +180,6 @@ class Scope(ABC):
 
     async def __aexit__(self, *exc_info: object) -> None:
         self.__exit__(*exc_info)
-
-    def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
-        """Decorate a function or coroutine function: each call of it is a scope of its own.
-
-        Raises: TypeError for a generator, in which a context would leak to whoever iterates.
-        """
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(f"{function.__qualname__} is a generator: open the scope with `with` inside it")
-        if inspect.iscoroutinefunction(function):
-
-            @functools.wraps(function)
-            async def awaiting(*args: P.args, **kwargs: P.kwargs) -> Any:
-                with self._another():
-                    return await function(*args, **kwargs)
-
-            return awaiting  # type: ignore[return-value]  # T is that coroutine
-
-        @functools.wraps(function)
-        def blocking(*args: P.args, **kwargs: P.kwargs) -> T:
-            with self._another():
-                return function(*args, **kwargs)
-
-        return blocking
 
     def agent(
         self,
@@ -282,17 +297,19 @@ class Scope(ABC):
         For clients of httpx and httpx2, and of SDKs that have ``with_options(default_headers=)`` (openai, anthropic,
         groq). Their transport must be a BudgetTransport of the same pacer. Raises: TypeError for others.
         """
+        bound: Any
         if hasattr(client, "with_options"):
-            bound: C = client.with_options(default_headers=self.headers)
-            return bound
-        if not hasattr(client, "build_request"):
+            bound = client.with_options(default_headers=self.headers)
+        elif hasattr(client, "build_request"):
+            bound = copy.copy(client)
+            bound.headers = {**client.headers, **self.headers}  # type: ignore[attr-defined]  # an httpx client has them
+        else:
             raise TypeError(
                 f"{type(client).__qualname__} cannot be bound: give `scope.headers` with its calls, or make its client "
                 "with BudgetTransport(scope=...)"
             )
-        bound = copy.copy(client)
-        bound.headers = {**client.headers, **self.headers}  # type: ignore[attr-defined]  # an httpx client has them
-        return bound
+        bound.pacer_scope = self  # nobody else may hold the agent, which ends when nobody does
+        return cast(C, bound)
 
 
 class Run(Scope):
@@ -386,41 +403,51 @@ class Agent(Scope):
         return f"<Agent {line_of(self.status())}>"
 
 
-@contextmanager
-def limit(*, tokens: int | str) -> Iterator[None]:
+class Within(_Context):
+    """See :func:`limit` and :func:`wrap_up`."""
+
+    def __init__(self, tokens: int | None, *, wraps_up: bool) -> None:
+        self._tokens = tokens
+        self._wraps_up = wraps_up
+
+    def __enter__(self) -> None:
+        outer = _here.get()
+        if outer is None:
+            _here.set(_Frame(self, None, self._tokens, self._wraps_up, None))
+        else:
+            most = min((tokens for tokens in (self._tokens, outer.tokens) if tokens is not None), default=None)
+            _here.set(_Frame(self, outer.scope, most, self._wraps_up or outer.wraps_up, outer))
+
+    def __exit__(self, *exc_info: object) -> None:
+        _leave(self)
+
+    def _another(self) -> Self:
+        return self
+
+
+def limit(*, tokens: int | str) -> Within:
     """Inside, each call may hold so many tokens at most; an output cap is lowered to fit. Nested, the smallest holds.
 
     Raises: SettingsError; calls that cannot be made to fit are refused with ``CeilingReached``.
     """
-    outer = _here.get()
     most = _amount("tokens", tokens)
     if most is None:
-        raise SettingsError("tokens=None is not accepted: give a whole number of tokens from 0, or leave the limit out")
-    if outer is not None and outer.tokens is not None:
-        most = min(most, outer.tokens)
-    with _framed(_Frame(outer.scope if outer else None, most, outer is not None and outer.wraps_up, outer)):
-        yield
+        raise SettingsError("tokens=None is not accepted: give the most tokens that one call may hold")
+    return Within(most, wraps_up=False)
 
 
-@contextmanager
-def wrap_up() -> Iterator[None]:
+def wrap_up() -> Within:
     """Inside, the calls of the agent at hand (not of agents below it) may spend its reserve.
 
     A reserve is exempt from every ceiling; the rate holds. Where a call does not fit into it, it is an ordinary one.
     """
-    outer = _here.get()
-    with _framed(_Frame(outer.scope if outer else None, outer.tokens if outer else None, True, outer)):
-        yield
+    return Within(None, wraps_up=True)
 
 
-@contextmanager
-def _framed(frame: _Frame) -> Iterator[None]:
-    _here.set(frame)
-    try:
-        yield
-    finally:
-        if _here.get() is frame:
-            _here.set(frame.outer)
+def _leave(context: _Context) -> None:
+    frame = _here.get()
+    if frame is not None and frame.by is context:  # a generator may be closed in another context
+        _here.set(frame.outer)
 
 
 def current() -> Scope | None:

@@ -61,6 +61,11 @@ class Server:
         self._paces: dict[Kind, tuple[float, float]] = {}
         self._next_at = -math.inf
 
+    @property
+    def has_paused(self) -> bool:
+        """Whether it has asked for a pause: from then on every answer tells at which pace calls pass."""
+        return self._struck_at > -math.inf
+
     def wait(self, now: float) -> Wait | None:
         """Whether a call has to wait for the server's sake; without seconds: until an answer has come."""
         if (seconds := self.paused_until - now) > 1e-6:
@@ -118,7 +123,7 @@ class Server:
         self._window = 1
 
     def _passed(self, granted_at: float) -> None:
-        if granted_at <= self._struck_at or self._struck_at == -math.inf:
+        if granted_at <= self._struck_at or not self.has_paused:
             return
         self._passes += 1
         self._interval *= QUICKENING

@@ -7,10 +7,10 @@ error, not a limit that is off.
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Annotated, Any, Literal, TypedDict, Unpack
 
 from pydantic import BeforeValidator, Field, ValidationError
@@ -30,10 +30,8 @@ _NUMBER = "a plain number such as 2000, 500k or 1.5M"
 
 def _number(value: object) -> float:
     if isinstance(value, str) and (match := _PLAIN.fullmatch(value)):
-        value = float(match[1]) * _FACTOR[match[2]]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError
-    if value < 0 or value > LARGEST:
+        value = float(Decimal(match[1]) * _FACTOR[match[2]])  # 8.19 * 1_000 is no whole number
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
         raise ValueError
     return float(value)
 

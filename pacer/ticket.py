@@ -53,9 +53,10 @@ class Reservation(msgspec.Struct, eq=False):
 
     ``call.worst`` is what is held: less than was asked where the output cap is to be lowered. It was taken from
     ``gates``, and with ``from_reserve`` out of the agent's own reserve. ``probes`` says that it is one of a server's
-    slow start, ``charged`` what its agent's turn was charged, if it had to wait for one. ``starts`` are the accounts
-    that started with it. ``shared`` is what books that others share hold for it, ``None`` where they do not.
-    ``waited_for`` is the limit that it had to wait for at first, ``status`` that of its answer.
+    slow start, ``tells`` that any answer to it tells the server's pace, ``charged`` what its agent's turn was charged,
+    if it had to wait for one. ``starts`` are the accounts that started with it. ``shared`` is what books that others
+    share hold for it, ``None`` where they do not. ``waited_for`` is the limit that it had to wait for at first,
+    ``status`` that of its answer.
     """
 
     id: int
@@ -68,6 +69,7 @@ class Reservation(msgspec.Struct, eq=False):
     waited_seconds: float = 0.0
     from_reserve: bool = False
     probes: bool = False
+    tells: bool = False
     charged: int = 0
     starts: tuple[Account, ...] = ()
     shared: int | None = None

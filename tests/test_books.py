@@ -348,8 +348,13 @@ class Tree(RuleBasedStateMachine):
             if turn is not None:
                 held_up.add(turn)
         for ticket in self.everyone:
-            if ticket.decision is None and id(ticket) not in self.gone:
-                assert not any(node.never_fits(amount) for node, amount in ticket.needs)
+            account = ticket.account
+            if ticket.decision is not None or id(ticket) in self.gone:
+                continue
+            if ticket.caller.wraps_up and ticket.call.least <= account.left + account.lent:
+                continue
+            needs = ledger.needs(account, ticket.call, admission.spawn_threshold)
+            assert not any(node.never_fits(amount) for node, amount in [*needs, *ticket.needs])
 
     @invariant()
     def calls_of_one_agent_go_in_the_order_of_their_arrival(self) -> None:

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pacer import Pacer
+from pacer import Pacer, telemetry
 from pacer.errors import CeilingReached
 from pacer.flow import Park, Space
 from pacer.ticket import Reservation
-from pacer.usage import Estimate, Usage
+from pacer.usage import Estimate, Threshold, Usage
 from tests.engine import Clock
 
 CALL = Estimate(60, 20, 100)
@@ -92,4 +92,18 @@ def test_spacing_comes_after_admission_and_cancelling_there_gives_all_back():
     assert budget.status().held == 100
     with pytest.raises(KeyboardInterrupt):
         way.throw(KeyboardInterrupt())
+    assert budget.status().held == 0
+
+
+def test_whoever_is_interrupted_after_its_admission_gives_all_back():
+    """Listeners that a garbage collection had to put off are told by the next one who is admitted."""
+
+    def tell(threshold: Threshold) -> None:
+        raise KeyboardInterrupt
+
+    budget = Pacer(ceiling=1_000)
+    with telemetry.in_finalizer():
+        telemetry.crossed(Threshold("run", "", 0.8, 80, 0, 100), tell)
+    with pytest.raises(KeyboardInterrupt):
+        next(budget.admit(CALL))
     assert budget.status().held == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,13 @@ import pytest
 import pacer
 import transports
 from pacer import Pacer, settings
+from pacer import pacer as pacer_module
 from pacer.errors import BudgetExceeded, LimitsConflict, SettingsError
 from pacer.estimate import measure
+from pacer.flow import Park
 from pacer.pacer import join
 from pacer.ticket import Reservation
-from pacer.usage import Estimate, Usage
+from pacer.usage import Estimate, Usage, Word
 from tests.engine import Clock
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +46,17 @@ def test_joining_with_other_limits_is_an_error_that_shows_both():
     join(settings.explicit(run="conflict", ceiling=100))
     with pytest.raises(LimitsConflict, match="run 'conflict' is open with ceiling=100 and was joined with ceiling=200"):
         join(settings.explicit(run="conflict", ceiling=200))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_may_join_though_somebody_was_joining_when_it_was_forked():
+    """A store may take seconds to open; whoever opened one is not there in the child."""
+    with pacer_module._shared_lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(5)
+            os._exit(join(settings.explicit(run="forked")).name != "forked")
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_the_status_tells_spent_unknown_and_held_apart():
@@ -90,6 +105,37 @@ def test_a_second_settlement_changes_nothing():
     budget.settle(place, Usage(10))
     budget.settle(place, Usage(99))
     assert budget.status().spent == 10
+
+
+def test_the_pace_between_two_pauses_is_that_of_all_calls_that_passed():
+    """Also after the slow start, and of a server that says nothing of its limits."""
+    clock = Clock()
+    budget = Pacer(clock=clock)
+
+    def is_answered(status: int, word: Word | None = None) -> None:
+        place = admitted(budget, 10)
+        clock.now += 0.1
+        budget.answered(place, status, word)
+        budget.void(place)
+
+    is_answered(429, Word(1.0))
+    way = budget.admit(Estimate(10, 0, 10))
+    parked = next(way)
+    assert isinstance(parked, Park)
+    clock.now += 2.0
+    parked.store.tick()
+    assert isinstance(parked.ticket.decision, Reservation)
+    budget.answered(parked.ticket.decision, 200, None)
+    for _ in range(1_000):
+        is_answered(200)
+    is_answered(429, Word(1.0))
+    clock.now += 2.0
+    is_answered(200)
+    way = budget.admit(Estimate(10, 0, 10))
+    assert isinstance(next(way), Park)
+    next_seconds = budget.status().next_seconds
+    assert next_seconds is not None
+    assert next_seconds < 0.1
 
 
 def test_the_repr_is_the_operators_line():

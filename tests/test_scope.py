@@ -20,6 +20,7 @@ import pytest
 
 import pacer
 from pacer import CeilingReached, LimitsConflict, Pacer, SettingsError, Threshold
+from pacer.register import RUNS_REMEMBERED
 from pacer.scope import DEEPEST, HEADER
 from pacer.usage import AccountStatus
 from tests.servers import URL, Caller, Inner, ask, ok
@@ -289,6 +290,17 @@ def test_clients_of_httpx_and_of_sdks_can_be_bound():
             agent.bind(object())
 
 
+def test_an_agent_is_there_as_long_as_a_client_that_is_bound_to_it():
+    """Who makes the client may hold nothing else of the agent; its ceiling must not go with it."""
+    budget = Budget()
+    bound = budget.pacer.agent("agent", ceiling=10).bind(budget.client)
+    gc.collect()
+    assert budget.call(bound).headers["x-pacer-limit"] == "agent_ceiling"
+    del bound
+    gc.collect()
+    assert [gone.refused for gone in budget.pacer.status().finished] == [1]
+
+
 def test_a_scope_of_the_context_counts_below_the_bound_one_only():
     budget = Budget()
     with budget.pacer.agent("outer") as outer:
@@ -381,6 +393,44 @@ def test_a_call_is_cut_to_what_one_call_may_cost_or_refused():
         refused = budget.call()
     assert (refused.status_code, refused.headers["x-pacer-limit"]) == (402, "call_limit")
     assert budget.call().extensions["pacer"].reserved > 500
+
+
+def test_a_limit_and_a_wrap_up_hold_in_decorated_functions_and_coroutine_functions():
+    """A coroutine function has only begun when it returns; a generator goes on wherever it is iterated."""
+    budget = Budget(wrap_up_reserve=300)
+
+    @pacer.limit(tokens=5)
+    def blocking() -> int:
+        status: int = budget.call().status_code
+        return status
+
+    @pacer.limit(tokens=5)
+    async def awaiting() -> int:
+        return (await budget.awaiting.post(URL, json=ask(500))).status_code
+
+    @pacer.wrap_up()
+    async def wraps_up() -> None:
+        await budget.awaiting.post(URL, json=ask(50))
+
+    async def in_an_agent() -> None:
+        async with budget.pacer.agent("agent") as agent:
+            await budget.acall()
+            await asyncio.gather(wraps_up(), wraps_up())
+            assert agent.status().wrap_ups == 2
+
+    assert blocking() == asyncio.run(awaiting()) == 402
+    asyncio.run(in_an_agent())
+    assert budget.call().status_code == 200
+    with pytest.raises(TypeError, match="is a generator"):
+
+        @pacer.limit(tokens=5)
+        def iterates() -> Iterator[int]:
+            yield 1
+
+
+def test_a_limit_without_a_number_is_none():
+    with pytest.raises(SettingsError, match="tokens=None is not accepted"):
+        pacer.limit(tokens=None)  # type: ignore[arg-type]
 
 
 def test_the_limits_in_force_are_the_narrowest():
@@ -570,3 +620,30 @@ def test_the_operators_line():
         line = "30 spent + 0 unknown + 0 held + 500 carved out of 10,000 | 1 agent | 0 in flight, 0 waiting"
         assert repr(budget.pacer) == f"<Pacer default: {line}>"
         assert repr(budget.pacer.run("default")) == f"<Run default: {line}>"
+
+
+def test_a_run_that_nobody_is_in_keeps_its_ceiling_when_it_is_forgotten():
+    """Bound to a transport it is never entered, and a thousand others come and go meanwhile."""
+    budget = Pacer()
+    run = budget.run("bound", ceiling=100)
+    client = httpx.Client(transport=BudgetTransport(Inner(ok()), pacer=budget, scope=run))
+    assert client.post(URL, json=ask(500)).status_code == 402
+    for number in range(RUNS_REMEMBERED + 1):
+        with budget.run(f"run-{number}"):
+            pass
+    assert client.post(URL, json=ask(500)).status_code == 402
+    assert run.status().refused == 1
+    with budget.run("bound") as again:
+        assert again.account is run.account
+
+
+def test_what_is_left_of_a_forgotten_run_is_still_below_its_ceiling():
+    """A task that was begun in an agent of it outlives both."""
+    budget = Pacer()
+    client = httpx.Client(transport=BudgetTransport(Inner(ok()), pacer=budget))
+    with budget.run("left", ceiling=100), budget.agent("left"):
+        left_behind = contextvars.copy_context()
+    for number in range(RUNS_REMEMBERED + 1):
+        with budget.run(f"run-{number}"):
+            pass
+    assert left_behind.run(client.post, URL, json=ask(500)).status_code == 402

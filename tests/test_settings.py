@@ -33,6 +33,11 @@ def test_explicit_settings_do_not_look_at_the_environment(monkeypatch: pytest.Mo
     assert settings.explicit().ceiling is None
 
 
+@pytest.mark.parametrize(("given", "tokens"), [("8.19k", 8_190), ("1.001M", 1_001_000), ("0.001k", 1)])
+def test_a_whole_number_may_be_written_as_a_fraction_of_thousands(given: str, tokens: int):
+    assert settings.explicit(ceiling=given).ceiling == tokens
+
+
 def test_nothing_set_means_no_limit():
     assert settings.load().limits_set() == {}
 
@@ -40,6 +45,7 @@ def test_nothing_set_means_no_limit():
 BAD = [
     *(("tokens_per_second", value) for value in (0, -1, float("nan"), float("inf"), "abc", "1e3", "", True, "٣")),
     *(("ceiling", value) for value in (-1, 0.5, "1e3", "ten", True, 2**60, "1_000", " 5", float("inf"))),
+    *(("agent_ceiling", value) for value in (10**400, "9" * 400)),
     *(("burst", value) for value in (0, -5, "x")),
     *(("max_wait", value) for value in (-1, "soon", float("nan"))),
     *(("retries", value) for value in (-1, 1.5, "many")),

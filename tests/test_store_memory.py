@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from pacer.admission import Admission
 from pacer.errors import CeilingReached
 from pacer.parking import AsyncioSeat, ThreadSeat, TrioSeat
 from pacer.store.memory import MOST_POSTED, MemoryStore
 from pacer.ticket import Ticket
-from tests.engine import Engine, call, granted, place_of
+from tests.engine import Engine, Seat, call, granted, place_of
 
 
 def test_a_waiter_is_woken_once_and_by_the_settlement_itself():
@@ -92,6 +93,39 @@ def test_a_closed_loops_waiter_is_passed_over():
     engine.settle(first, 0)
     assert granted(third)
     assert engine.store.status().in_flight == 1
+
+
+def test_thousands_of_a_closed_loops_waiters_are_passed_over():
+    """Each lets in the next one, and whoever settles has to get through them all."""
+    engine = Engine(ceiling=100)
+    first = engine.offer(call(100))
+
+    async def sit() -> None:
+        for number in range(2_000):
+            engine.store.sit(engine.store.offer(call(60), number, engine.caller), AsyncioSeat(engine.store.tick))
+
+    asyncio.run(sit())
+    living = engine.offer(call(60))
+    engine.settle(first, 0)
+    assert granted(living)
+    assert engine.seats[-1].wakes == 1
+
+
+def test_only_who_cannot_be_reached_is_passed_over():
+    """While the head is found to be gone, another thread has looked, and armed somebody else."""
+    engine = Engine(rate=10, burst=100)
+    engine.offer(call(100))
+    head = engine.store.offer(call(50), "dead loop", engine.caller)
+    living = engine.offer(call(20))
+
+    class Gone(Seat):
+        def arm(self, seconds: float) -> None:
+            engine.leave(head)
+            raise RuntimeError("its event loop is closed")
+
+    engine.store.sit(head, Gone(engine.clock))
+    engine.advance(2.1)
+    assert granted(living)
 
 
 def test_a_garbage_collection_under_the_lock_may_settle():
@@ -224,6 +258,33 @@ def test_a_forked_child_counts_alone_and_says_so(caplog: pytest.LogCaptureFixtur
     os.close(read)
     os.close(write)
     assert engine.store.status().held == 700
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_waits_for_who_is_in_the_midst_of_the_books():
+    """Else the child would have a copy of half an entry."""
+    engine = Engine(ceiling=1_000)
+    ticket = engine.offer(call(100))
+    is_inside, forks = threading.Event(), threading.Event()
+
+    def book(admission: Admission, now: float) -> None:
+        admission.account.spent += 10
+        is_inside.set()
+        forks.wait()
+        admission.register.root.spent += 10
+
+    os.register_at_fork(before=forks.set)  # called before the store's
+    with ThreadPoolExecutor(1) as pool:
+        booking = pool.submit(engine.store.do, book)
+        is_inside.wait()
+        engine.settle(ticket, 50)  # posted: the books are taken
+        child = os.fork()
+        if child == 0:
+            os._exit(engine.account.spent != engine.admission.register.root.spent)
+        assert os.waitpid(child, 0)[1] == 0
+        booking.result()
+    assert engine.account.spent == 60
+    assert not engine.store._lock.locked()
 
 
 def test_stores_do_not_outlive_their_pacer():

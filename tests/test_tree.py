@@ -81,6 +81,34 @@ def test_whoever_is_short_of_the_run_is_not_overtaken_by_calls_to_other_models()
     assert granted(small)
 
 
+def test_whoever_is_short_of_room_holds_up_nobody_while_its_own_server_pauses():
+    """It could not go even with room; when the pause is over it is its turn again."""
+    engine = Engine()
+    agent = engine.agent("agent", ceiling=100)
+    answered, _ = engine.offer(call(10, model="a")), offer(engine, agent, 60)
+    large = engine.offer(call(80, model="a"), caller=Caller(agent))
+    small, last = (engine.offer(call(30, model="b"), caller=Caller(agent)) for _ in range(2))
+    assert large.decision is small.decision is last.decision is None
+    engine.answer(answered, 429, 5.0)
+    assert granted(small)
+    engine.advance(6.0)
+    engine.settle(small, 0)
+    assert large.decision is last.decision is None
+
+
+def test_whoever_waited_for_its_server_has_its_turn_before_who_came_later_and_is_short_of_room():
+    engine = Engine()
+    agent = engine.agent("agent", ceiling=100)
+    answered, _ = engine.offer(call(10, model="a")), offer(engine, agent, 60)
+    engine.answer(answered, 429, 5.0)
+    small = engine.offer(call(30, model="a"), caller=Caller(agent))
+    large = engine.offer(call(80, model="b"), caller=Caller(agent))
+    assert small.decision is large.decision is None
+    engine.advance(6.0)
+    assert granted(small)
+    assert large.decision is None
+
+
 @pytest.mark.parametrize("nesting", ["siblings", "chain", "grandchildren"])
 def test_sixteen_that_each_want_all_that_is_left_never_get_more_than_that(nesting: str):
     engine = Engine(ceiling=1_000)
@@ -248,6 +276,40 @@ def test_a_second_wrap_up_waits_for_the_first_and_blocks_nobody():
     assert granted(offer(engine, agent, 50))
     engine.settle(first, 0)
     assert granted(second)
+
+
+def test_a_second_wrap_up_for_which_the_first_leaves_nothing_is_refused_at_once():
+    engine = Engine(ceiling=1_000)
+    agent = engine.agent("agent", reserve=200)
+    engine.settle(offer(engine, agent, 800), 800)
+    first, second = (offer(engine, agent, 200, wraps_up=True) for _ in range(2))
+    assert second.decision is None
+    engine.settle(first, 200)
+    assert isinstance(second.decision, CeilingReached)
+
+
+def test_a_wrap_up_that_waits_while_its_agent_ends_is_refused_if_there_is_no_other_room():
+    """What was kept for it is everybody's again, and still not enough under the agent's own ceiling."""
+    engine = Engine(ceiling=1_000)
+    agent = engine.agent("agent", ceiling=500, reserve=200)
+    engine.settle(offer(engine, agent, 300), 450)
+    engine.store.do(lambda admission, now: admission.set_paused(agent, True))
+    closing = offer(engine, agent, 200, wraps_up=True)
+    assert closing.decision is None
+    engine.end(agent)
+    assert isinstance(closing.decision, CeilingReached)
+
+
+def test_who_waits_for_what_a_wrap_up_holds_is_refused_when_that_is_given_up():
+    """It goes back into the reserve, as from a wrap-up that has ended: nobody else can ever have it."""
+    engine = Engine(ceiling=300)
+    agent, other = engine.agent("agent", reserve=200), engine.agent("other")
+    engine.settle(offer(engine, agent, 10), 10)
+    closing = offer(engine, agent, 200, wraps_up=True)
+    waiting = offer(engine, other, 150)
+    assert waiting.decision is None
+    engine.leave(closing)
+    assert isinstance(waiting.decision, CeilingReached)
 
 
 def test_a_wrap_up_waits_for_the_rate_and_goes_past_those_who_wait_for_room():

@@ -25,6 +25,8 @@ from pacer.usage import Estimate, Oddity, Settlement, Status, Usage, Word
 
 _log = logging.getLogger("pacer")
 T = TypeVar("T")
+LONGEST_HOLD_SECONDS = 1.0
+"""Longer than this a fork waits for no books: who holds them may be the very thread, interrupted by a signal."""
 MOST_POSTED = 128
 """So many counts may lie there until somebody looks into the books."""
 
@@ -171,8 +173,8 @@ class MemoryStore:
             do, arguments = posts.popleft()
             do(*arguments, now)
 
-    def _decide_and_arm(self, now: float) -> tuple[list[Ticket], tuple[Seat, float] | None]:
-        """Under the lock: decide, and find out who keeps the time from here on."""
+    def _decide_and_arm(self, now: float) -> tuple[list[Ticket], tuple[Ticket, Seat, float] | None]:
+        """Under the lock: decide, and find out who keeps the time from here on, in which seat and for how long."""
         decided = self._decided + self._admission.pump(now)
         self._decided = []
         due = self._admission.next_due(now)
@@ -181,10 +183,13 @@ class MemoryStore:
         if self._armed is not None and self._armed[0] is due[0] and now <= self._armed[1] <= due[1]:
             return decided, None  # an overdue timer is armed anew: its loop may have stopped
         self._armed = due
-        return decided, (due[0].seat, max(0.0, due[1] - now))
+        return decided, (due[0], due[0].seat, max(0.0, due[1] - now))
 
     def _close(self) -> None:
-        """The end of the critical section, and what must not happen inside: waking and setting timers."""
+        """The end of the critical section, and what must not happen inside: waking and setting timers.
+
+        What is posted meanwhile is left to the caller.
+        """
         decided: list[Ticket] = []
         timer = None
         try:
@@ -196,26 +201,20 @@ class MemoryStore:
         finally:
             self._lock.release()
         if timer is not None:
-            self._arm(*timer)
+            keeper, seat, seconds = timer
+            self._reach(keeper, seat.arm, seconds)
         for ticket in decided:
             if ticket.seat is not None:
-                self._wake(ticket, ticket.seat)
+                self._reach(ticket, ticket.seat.wake)
         for watch, threshold in crossed:  # last: whoever listens may take their time
             telemetry.crossed(threshold, watch.tell)
 
-    def _wake(self, ticket: Ticket, seat: Seat) -> None:
+    def _reach(self, ticket: Ticket, do: Callable[..., None], *args: float) -> None:
         try:
-            seat.wake()
-        except RuntimeError:  # its event loop is closed: nobody will ever use this place
-            self.leave(ticket)
-
-    def _arm(self, seat: Seat, seconds: float) -> None:
-        try:
-            seat.arm(seconds)
-        except RuntimeError:
-            armed = self._armed
-            if armed is not None:
-                self.leave(armed[0])
+            do(*args)
+        except RuntimeError:  # its event loop is closed: nobody will ever use its place
+            # Not left here and now: there may be thousands of them in a row, each let in by the one before it.
+            self._posts.append((self._admission.leave, (ticket,)))
 
     def _renew_after_fork(self) -> None:
         self._lock = threading.Lock()
@@ -228,12 +227,30 @@ class MemoryStore:
 
 
 _alive: weakref.WeakSet[MemoryStore] = weakref.WeakSet()
+_forking = threading.local()
+
+
+def _hold_all() -> None:
+    """Nobody is in the midst of the books when they are copied."""
+    _forking.held = []
+    for store in list(_alive):
+        if store._lock.acquire(timeout=LONGEST_HOLD_SECONDS):
+            _forking.held.append(store)
+
+
+def _let_go_all() -> None:
+    for store in _forking.held:
+        store._lock.release()
+        if store._posts:  # meanwhile
+            store._work_off()
+    _forking.held = []
 
 
 def _renew_all() -> None:
+    _forking.held = []
     for store in list(_alive):
         store._renew_after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_all)
+    os.register_at_fork(before=_hold_all, after_in_parent=_let_go_all, after_in_child=_renew_all)
