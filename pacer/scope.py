@@ -432,7 +432,7 @@ def limit(*, tokens: int | str) -> Within:
     """
     most = _amount("tokens", tokens)
     if most is None:
-        raise SettingsError("tokens=None is not accepted: give the most tokens that one call may hold")
+        raise SettingsError("tokens=None is not accepted: give a whole number of tokens from 0, or leave the limit out")
     return Within(most, wraps_up=False)
 
 
