@@ -516,6 +516,8 @@ class SharedAdmission(Admission):
         self._lost |= dict.fromkeys(lost, why)
         for posted in [posted for posted in self.outbox if name in ("", posted.entry.run)]:
             self.outbox.remove(posted)
+            if posted.place is not None:
+                self._unwritten.pop(posted.place, None)
             ticket = posted.ticket
             if ticket is None:
                 continue
@@ -529,9 +531,11 @@ class SharedAdmission(Admission):
             self._dismiss(self._waiting_below(run), why, now)
         return is_new
 
-    def stop_waiting(self) -> list[Callable[[], object]]:
-        """Whom to tell that nobody knows when what they wait for is written."""
-        return [posted.done for posted in self.outbox if posted.done is not None]
+    def stop_waiting(self, name: str = "") -> list[Callable[[], object]]:
+        """Whom to tell that nobody knows when what they wait for is written, of that run or of all."""
+        return [
+            posted.done for posted in self.outbox if posted.done is not None and name in ("", posted.entry.run)
+        ]
 
     def _dismiss(self, tickets: Iterable[Ticket], why: str, now: float) -> None:
         for ticket in list(tickets):

@@ -264,6 +264,22 @@ def test_a_run_that_was_ended_lets_nothing_more_go(shelf, caplog):
     assert caplog.text.count("nothing more is let go") == 1
 
 
+@pytest.mark.parametrize("asks_before", [True, False])
+def test_nobody_waits_for_the_end_of_a_call_to_be_written_into_books_that_are_gone(asks_before, shelf):
+    """Who reads an answer waits there for its settlement; it would for ever."""
+    process = Process(shelf)
+    ticket, seat = process.ask(100), Seat(process.clock)
+    shelf.open_vault("run").end("run")
+    usage = Usage(tokens=10)
+    with process.desk._wire:  # somebody else is at the vault
+        process.desk.settle(place_of(ticket), usage, usage, Settlement(10, 0, "provider"))
+    if asks_before:
+        assert process.desk.when_written(place_of(ticket), seat)
+    process.work()
+    assert seat.wakes == asks_before
+    assert not process.desk.when_written(place_of(ticket), seat)
+
+
 def test_a_store_that_was_removed_is_told_once_and_not_asked_all_the_time(tmp_path, caplog):
     process = Process(_File(tmp_path), lease=60.0)
     process.ask(100)

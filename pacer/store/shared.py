@@ -304,8 +304,10 @@ class SharedStore(MemoryStore):
                 why = f"an error of ours ({type(error).__name__}), see the log"
                 _log.error("run %s: an exchange with its store failed", self.account.name, exc_info=error)
         with self._lock:
+            waiters = self._shared.stop_waiting(name)
             is_new = self._shared.lose(name, why, self._clock())
             self._take_told()
+        _tell(waiters)
         if is_new:
             whose = name or self.account.name
             _log.error("run %s: nothing more is let go, its store cannot be relied on: %s", whose, why)
