@@ -154,16 +154,18 @@ class SharedAdmission(Admission):
     # ---------------------------------------------------------------- answers
 
     def take_in(self, batch: Sequence[Posted], answer: Answer, now: float) -> None:
-        """What became of a batch, in order; who has to wait now is put back to the head of its line."""
+        """What became of a batch, in order; who has to wait now is put back to the head of its line. Raises: Receded."""
+        runs = [(run, books) for name, books in answer.runs.items() if (run := self.register.known(name)) is not None]
+        for run, books in runs:
+            self._share.expect(run, books)
         for posted, said in zip(batch, answer.verdicts, strict=True):
             self._acknowledge(posted, said)
         for gate in self.gates:
             if gate.kind in answer.levels:
                 gate.bucket.set_level(answer.levels[gate.kind] - self._on_the_way(gate), now)
         self._delayed.refunds = answer.refunds
-        for name, books in answer.runs.items():
-            if (run := self.register.known(name)) is not None:
-                self._see(run, books, now)
+        for run, books in runs:
+            self._see(run, books, now)
         if answer.paused != self.register.root.paused:
             super().set_paused(self.register.root, answer.paused)
         for posted, said in reversed(list(zip(batch, answer.verdicts, strict=True))):
@@ -285,8 +287,9 @@ class SharedAdmission(Admission):
             super().set_paused(run, books.paused)
 
     def see(self, run: Account, books: RunBooks, now: float) -> None:
-        """A run was opened: this is how it stands."""
+        """A run was opened: this is how it stands. Raises: Receded."""
         self._share.open(run)
+        self._share.expect(run, books)
         self._see(run, books, now)
 
     # ---------------------------------------------------------------- those who wait

@@ -14,7 +14,7 @@ import pytest
 
 import pacer
 from pacer import CeilingReached, LimitsConflict, Pacer, StoreError, StoreUnavailable
-from pacer.entry import Limit, Settle
+from pacer.entry import Limit, Look, Settle
 from pacer.ledger import Account
 from pacer.shared import SharedAdmission
 from pacer.store.journal import Journal
@@ -326,6 +326,43 @@ def test_a_repeated_settlement_whose_answer_was_lost_is_booked_once(shelf):
     process.vault.exchange = exchange
     process.work()
     assert spent_in(shelf) == process.account.spent == 60
+
+
+def finish(process: Process, ticket: Ticket, spent: int) -> None:
+    usage = Usage(tokens=spent)
+    process.desk.settle(place_of(ticket), usage, usage, Settlement(spent, 0, "provider"))
+
+
+def test_a_settlement_beside_that_of_a_run_that_was_ended_is_booked_once(shelf):
+    """The first was written when the second failed: it comes again, and finds no hold."""
+    process = Process(shelf)
+    other = process.desk.run("other", 1_000)
+    first, second = process.ask(100), process.desk.offer(call(100), object(), Caller(other))
+    process.work()
+    shelf.open_vault("run").end("other")
+    with process.desk._wire:  # somebody else is at the vault: both go in one exchange
+        finish(process, first, 60)
+        finish(process, second, 60)
+    process.work()
+    assert spent_in(shelf) == process.account.spent == 60
+
+
+def test_a_settlement_beside_a_run_that_knows_less_than_before_is_booked_once(tmp_path):
+    process = Process(_File(tmp_path))
+    other = process.desk.run("other", 1_000)
+    second = process.desk.offer(call(100), object(), Caller(other))
+    process.work()
+    finish(process, second, 60)
+    first = process.ask(100)
+    process.vault._books.execute("UPDATE runs SET sums = '[0,0,0,0,0,0,0,0,0,0,0,0]' WHERE name = 'other'")
+    with process.desk._wire:
+        finish(process, first, 60)
+        process.desk.offer(call(100), object(), Caller(other))
+    process.work()
+    process.work()
+    status = process.desk.status()
+    assert (status.spent, status.held, status.in_flight) == (60, 0, 0)
+    assert process.vault.exchange([Look("run")]).runs["run"].sums[0] == 60
 
 
 class _File:

@@ -246,14 +246,11 @@ class SharedStore(MemoryStore):
         try:
             answer = self._vault.exchange([posted.entry for posted in batch], patient=patient)
             limits = self._vault.limits() if answer.revision != self._shared.revision else None
-        except Away as error:
-            self._put_back(batch)
-            for posted in batch:
-                posted.is_doubtful = posted.is_doubtful or not isinstance(error, Busy)
-            raise
-        except Exception as error:  # whatever it is, it lets nothing go, and nobody hang
-            self._put_back(batch)
-            self._lose_for(error)
+        except Exception as error:
+            self._put_back(batch, is_doubtful=not isinstance(error, Busy))
+            if isinstance(error, Away):
+                raise
+            self._lose_for(error)  # whatever it is, it lets nothing go, and nobody hang
             return []
         self._take_in(batch, answer, limits)
         return [posted.done for posted in batch if posted.done is not None]
@@ -263,28 +260,28 @@ class SharedStore(MemoryStore):
         if not self._has_news:
             self._has_news = True
             self._ring()
-        receded = None
-        with self._lock:
-            now = self._clock()
-            try:
+        try:
+            with self._lock:
+                now = self._clock()
                 self._shared.take_in(batch, answer, now)
-            except Receded as error:
-                receded = error
-                self._admission.outbox.extendleft(reversed(batch))
-            if limits is not None:
-                self._shared.see_limits(limits, answer.revision, now)
-            self._take_told()
-        if receded is not None:
-            self._lose_for(receded)
+                if limits is not None:
+                    self._shared.see_limits(limits, answer.revision, now)
+                self._take_told()
+        except Receded as error:
+            self._put_back(batch, is_doubtful=True)
+            self._lose_for(error)
 
     def _take_batch(self) -> list[Posted]:
         outbox = self._admission.outbox
         with self._lock:  # whoever has just posted something may still be about to note when it is written
             return [outbox.popleft() for _ in range(min(len(outbox), MOST_AT_ONCE))]
 
-    def _put_back(self, batch: list[Posted]) -> None:
+    def _put_back(self, batch: list[Posted], *, is_doubtful: bool) -> None:
+        """These are to be written again, and ``is_doubtful`` if some of them may have been already."""
         with self._lock:
             self._admission.outbox.extendleft(reversed(batch))
+        for posted in batch:
+            posted.is_doubtful = posted.is_doubtful or is_doubtful
 
     def _take_told(self) -> None:
         self._decided += self._shared.told
