@@ -301,6 +301,36 @@ def test_books_that_know_less_than_before_are_not_relied_on(tmp_path):
     assert "less was spent" in str(refused)
 
 
+def test_a_run_that_was_ended_and_is_entered_again_is_a_store_error(shelf):
+    process = Process(shelf)
+    run = process.desk.run("other", 1_000)
+    ticket = process.desk.offer(call(100), object(), Caller(run))
+    process.work()
+    finish(process, ticket, 60)
+    shelf.open_vault("run").end("other")
+    with pytest.raises(StoreError, match="run other: less was spent .* start again"):
+        process.desk.run("other", 1_000)
+    assert isinstance(process.desk.offer(call(1), object(), Caller(run)).decision, StoreUnavailable)
+
+
+def test_a_run_that_is_entered_again_while_it_goes_on_loses_nothing(shelf):
+    """What is seen when it is opened may be old before it is taken in."""
+    process = Process(shelf)
+    ticket = process.ask(100)
+    at_vault: Any = process.desk._at_vault
+
+    def slowly(do: Any) -> Any:
+        done = at_vault(do)
+        finish(process, ticket, 60)  # by another thread, which has the vault next
+        return done
+
+    process.desk._at_vault = slowly
+    assert process.desk.run("run", 1_000) is process.account
+    process.work()
+    assert granted(process.ask(10))
+    assert process.desk.status().spent == 60
+
+
 def test_a_bill_whose_hold_the_store_has_lost_is_booked(tmp_path):
     process = Process(_File(tmp_path))
     ticket = process.ask(100)

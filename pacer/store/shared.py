@@ -102,10 +102,20 @@ class SharedStore(MemoryStore):
 
     def run(self, name: str, ceiling: int | None) -> Account:
         """The run of that name, made in the vault with this ceiling if there is none. Raises: StoreError."""
-        opened = self._at_vault(lambda vault: vault.open(name, ceiling, self._limits))
-        with self._books as now:
-            run = self._shared.register.run(name, opened.run.ceiling)
-            self._shared.see(run, opened.run, now)
+        run = self._at_vault(lambda vault: self._open(vault, name, ceiling))
+        with self._books:
+            pass  # what was seen may concern those who wait
+        return run
+
+    def _open(self, vault: Vault, name: str, ceiling: int | None) -> Account:
+        """The vault is ours until this is taken in: beside what others see there later it would look like a loss."""
+        opened = vault.open(name, ceiling, self._limits)
+        try:
+            with self._lock:
+                run = self._shared.register.run(name, opened.run.ceiling)
+                self._shared.see(run, opened.run, self._clock())
+        except Receded as error:
+            raise StoreError(f"run {name}: {self._lose_for(error)}") from None
         return run
 
     def see(self, opened: Opened) -> None:
@@ -156,14 +166,14 @@ class SharedStore(MemoryStore):
         if self._is_closed:
             return
         self._is_closed = True
-        with suppress(Forgotten, StoreError):
+        with suppress(StoreError):
             self._at_vault(self._write_the_rest)
         if self._admission.outbox:
             self._keep()
             self._journal.leave()
         else:
             self._journal.clear()
-        with suppress(Forgotten, StoreError):
+        with suppress(StoreError):
             self._at_vault(_leave)
         self._dismiss_all()
         _tell(self._shared.stop_waiting())
@@ -196,7 +206,7 @@ class SharedStore(MemoryStore):
             raise StoreError(f"the store of run {self.account.name} is busy for too long")
         try:
             return do(self._vault)
-        except Away as error:
+        except (Away, Forgotten) as error:
             raise StoreError(str(error)) from None
         finally:
             self._wire.release()
@@ -287,8 +297,8 @@ class SharedStore(MemoryStore):
         self._decided += self._shared.told
         self._shared.told = []
 
-    def _lose_for(self, error: Exception) -> None:
-        """Nothing of a run (of all runs, where it names none) is let go any more."""
+    def _lose_for(self, error: Exception) -> str:
+        """Nothing of a run (of all runs, where it names none) is let go any more; why."""
         name = ""
         match error:
             case Forgotten():
@@ -308,6 +318,7 @@ class SharedStore(MemoryStore):
         if is_new:
             whose = name or self.account.name
             _log.error("run %s: nothing more is let go, its store cannot be relied on: %s", whose, why)
+        return why
 
     # ---------------------------------------------------------------- the clerk
 
