@@ -68,7 +68,8 @@ class Settle(msgspec.Struct, frozen=True):
     """Ends the hold of that id, once: ``booked`` is added to the sums, ``gives_back`` to the rates (below 0: taken).
 
     Nothing booked is a call that was never made. ``returned`` goes back to the carve ``reserve``. A call that was let
-    go while the store was away was never held (``is_held``).
+    go while the store was away was never held (``is_held``): where there is no hold, nothing was taken that could go
+    back to the rates.
     """
 
     id: str

@@ -417,7 +417,11 @@ class SharedAdmission(Admission):
             booked = {name: getattr(usage, name) for name in _OF_USAGE}
             booked |= {"spent": settlement.spent, "unknown": settlement.unknown, "calls": 1}
             booked["estimated"] = 0 if source == "provider" else settlement.spent
-        back = {gate.kind: gate.back(place.call, counted, source) for gate in place.gates}
+        is_held = place not in self._unheld
+        back = {
+            gate.kind: gate.back(place.call, counted, source) - (0 if is_held else gate.asked(place.call))
+            for gate in place.gates
+        }
         returns = place.from_reserve and not place.account.ended
         return Settle(
             self._id(place),
@@ -426,7 +430,7 @@ class SharedAdmission(Admission):
             {kind: amount for kind, amount in back.items() if amount},
             self._carve_id(place.account) if returns else "",
             max(0, place.call.worst - cost) if returns else 0,
-            is_held=place not in self._unheld,
+            is_held=is_held,
         )
 
     def end(self, account: Account) -> None:

@@ -224,6 +224,28 @@ def test_calls_that_go_without_it_are_booked_when_it_is_back(shelf):
     assert process.desk.status().unshared == 2
 
 
+@pytest.mark.parametrize(("failure", "level"), [("refuse", 0.0), ("pass", -30.0)])
+def test_an_outage_makes_no_tokens(failure, level, shelf):
+    """Others go on while one is cut off; what its calls took of the rate is taken there when it is back, and no more
+    comes back than was taken.
+    """
+    process, other = Process(shelf, None, RATE, failure=failure), Process(shelf, None)
+    exchange = process.vault.exchange
+    cut_off(process)
+    ticket = process.offer(40)
+    fail(process)
+    process.pass_time(shelf, 2.1)
+    fail(process)
+    assert granted(ticket) == (failure == "pass")
+    assert granted(other.ask(100))
+    if granted(ticket):
+        with pytest.raises(Away):
+            process.settle(ticket, 30)
+    process.vault.exchange = exchange
+    process.work()
+    assert other.vault.exchange([Look("run")]).levels["tokens"] == pytest.approx(level)
+
+
 def test_settlements_of_an_outage_outlive_their_process(shelf):
     process = Process(shelf)
     ticket = process.ask(100)

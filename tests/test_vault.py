@@ -233,6 +233,16 @@ def test_a_call_thought_unheld_ends_the_hold_that_did_arrive(vault):
     assert look(vault) == {"spent": 60, "calls": 1}
 
 
+def test_what_was_never_taken_does_not_come_back(vault):
+    """Of a call that was given up in an outage nobody knows whether its hold arrived: it is ended to be sure."""
+    vault.exchange([hold("other", 10, takes={"tokens": 90})])
+    answer = vault.exchange([settle("a", 0, {"tokens": 50}, is_held=False)])
+    assert answer.levels["tokens"] == 10.0
+    assert answer.refunds["tokens"] == 0
+    vault.exchange([hold("b", 10, takes={"tokens": 10})])
+    assert vault.exchange([settle("b", 0, {"tokens": 10}, is_held=False)]).levels["tokens"] == 10.0
+
+
 def test_a_settlement_of_what_is_not_there_books_nothing(vault):
     answer = vault.exchange([settle("a", 60, {"tokens": -30})])
     assert (sums(answer.runs["r"]), answer.levels["tokens"]) == ({}, 100.0)

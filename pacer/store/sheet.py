@@ -393,7 +393,8 @@ class Sheet:
             run.sums[INDEX[name]] += amount
         run.is_changed = True
         if entry.gives_back:
-            self.rates().give_back(entry.gives_back)
+            back = entry.gives_back.items()
+            self.rates().give_back({kind: amount for kind, amount in back if row is not None or amount < 0})
         if entry.returned:
             self._draw(run, entry.reserve, -entry.returned)
         return None

@@ -39,7 +39,7 @@ for sum, amount in pairs(booked) do
 end
 for _, rate in ipairs(rates) do
   local given = gives_back[rate[KIND]]
-  if given then
+  if given and (hold or given < 0) then
     rate[LEVEL] = math.min(rate[BURST], rate[LEVEL] + given)
     rate[REFUNDS] = rate[REFUNDS] + given
     is_pacer_changed = true
