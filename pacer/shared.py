@@ -160,9 +160,10 @@ class SharedAdmission(Admission):
             self._share.expect(run, books)
         for posted, said in zip(batch, answer.verdicts, strict=True):
             self._acknowledge(posted, said)
+        not_held = [posted for posted, said in zip(batch, answer.verdicts, strict=True) if isinstance(said, Short | Late)]
         for gate in self.gates:
             if gate.kind in answer.levels:
-                gate.bucket.set_level(answer.levels[gate.kind] - self._on_the_way(gate), now)
+                gate.bucket.set_level(answer.levels[gate.kind] - self._taken_here(gate, not_held), now)
         self._delayed.refunds = answer.refunds
         for run, books in runs:
             self._see(run, books, now)
@@ -268,9 +269,11 @@ class SharedAdmission(Admission):
         again = replace(entry, id=f"{entry.id}l", gives_back={}, reserve="", returned=0, is_held=False)
         self._post(again, place=place)
 
-    def _on_the_way(self, gate: Gate) -> int:
-        """What calls take whose question is not answered yet."""
-        return sum(posted.entry.takes.get(gate.kind, 0) for posted in self.outbox if isinstance(posted.entry, Hold))
+    def _taken_here(self, gate: Gate, not_held: Iterable[Posted]) -> int:
+        """What calls take whose question is not answered yet, or that are about to give it back."""
+        goes_back = [posted for posted in not_held if posted.ticket is not None and not posted.ticket.is_left]
+        taking = (posted.entry for posted in (*self.outbox, *goes_back))
+        return sum(entry.takes.get(gate.kind, 0) for entry in taking if isinstance(entry, Hold))
 
     def _see(self, run: Account, books: RunBooks, now: float) -> None:
         """Take in how a run stands over all processes."""

@@ -140,6 +140,15 @@ def test_a_ceiling_a_pause_and_rates_change_in_all_processes(shelf):
     assert granted(waiting)
 
 
+def test_who_is_put_back_gives_no_tokens_that_the_rate_has_not(shelf):
+    one, two = Process(shelf, 100, RATE), Process(shelf)
+    one.ask(10)
+    two.ask(60)
+    waiting = one.ask(40)  # where it asks from, nothing is known of the 60 yet
+    assert waiting.decision is None
+    assert one.admission.gates[0].bucket.level(one.clock.now) == pytest.approx(30.0)
+
+
 def test_what_is_given_back_elsewhere_lets_who_waits_for_the_rate_go_sooner(shelf):
     one, two = Process(shelf, ceiling=None, limits=RATE), Process(shelf)
     first = one.ask(100)
