@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -262,6 +263,28 @@ def test_settlements_of_an_outage_outlive_their_process(shelf):
     with pytest.raises(Away):
         process.settle(ticket, 60)
     process.desk._fail(Away("it cannot be reached"))
+    process.desk._journal.leave()
+    Process(shelf).desk.work_off_the_dead()
+    assert spent_in(shelf) == 60
+
+
+def test_a_journal_is_kept_while_what_is_in_it_is_on_its_way(shelf):
+    process = Process(shelf)
+    ticket = process.ask(100)
+    clerk = threading.Thread(target=process.desk._come_back)
+
+    def exchange(*_: object, **__: object) -> None:
+        clerk.start()
+        clerk.join(0.2)  # it waits for the vault, or does its work at once
+        raise Away("it cannot be reached")
+
+    with process.desk._wire:
+        finish(process, ticket, 60)
+    process.desk._keep()
+    process.vault.exchange = exchange
+    with pytest.raises(Away):
+        process.work()
+    clerk.join()
     process.desk._journal.leave()
     Process(shelf).desk.work_off_the_dead()
     assert spent_in(shelf) == 60
