@@ -132,8 +132,11 @@ class SharedStore(MemoryStore):
     def do(self, operation: Callable[[Admission, float], T]) -> T:
         """Change something; what changes for all processes is in the vault when this returns, if that is there."""
         with self._books as now:
+            before = self._last_posted()
             done = operation(self._admission, now)
-            written = self._when_last_is_written() if self._changes_all() else None
+            last = self._last_posted()
+            changes_all = last is not None and last is not before and isinstance(last.entry, Change)
+            written = self._when_last_is_written() if changes_all else None
         if written is not None:
             written.wait(PATIENCE_SECONDS)
         return done
@@ -192,9 +195,9 @@ class SharedStore(MemoryStore):
                 while self._admission.outbox:
                     _tell(self._exchange_batch(patient=True))
 
-    def _changes_all(self) -> bool:
+    def _last_posted(self) -> Posted | None:
         outbox = self._admission.outbox
-        return bool(outbox) and isinstance(outbox[-1].entry, Change)
+        return outbox[-1] if outbox else None
 
     def _when_last_is_written(self) -> threading.Event:
         event = threading.Event()
