@@ -155,7 +155,8 @@ class Answer(msgspec.Struct, frozen=True):
     """What an exchange brought: one verdict an entry (``None`` where there is nothing to say), and how things stand.
 
     ``revision`` is another one when the limits of the pacer were changed; ``levels`` are those of its rates, by kind,
-    and ``refunds`` all that was ever given back to them: who took more than there was may go so much sooner.
+    and ``refunds`` all that was ever given back to them by calls that were sent: who took more than there was may go so
+    much sooner.
     """
 
     verdicts: list[Verdict | None]

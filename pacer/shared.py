@@ -154,13 +154,17 @@ class SharedAdmission(Admission):
     # ---------------------------------------------------------------- answers
 
     def take_in(self, batch: Sequence[Posted], answer: Answer, now: float) -> None:
-        """What became of a batch, in order; who has to wait now is put back to the head of its line. Raises: Receded."""
+        """What became of a batch, in order; who has to wait now is put back to the head of its line.
+
+        Raises: Receded, before anything is taken in.
+        """
         runs = [(run, books) for name, books in answer.runs.items() if (run := self.register.known(name)) is not None]
         for run, books in runs:
             self._share.expect(run, books)
-        for posted, said in zip(batch, answer.verdicts, strict=True):
+        told = list(zip(batch, answer.verdicts, strict=True))
+        for posted, said in told:
             self._acknowledge(posted, said)
-        not_held = [posted for posted, said in zip(batch, answer.verdicts, strict=True) if isinstance(said, Short | Late)]
+        not_held = [posted for posted, said in told if isinstance(said, Short | Late)]
         for gate in self.gates:
             if gate.kind in answer.levels:
                 gate.bucket.set_level(answer.levels[gate.kind] - self._taken_here(gate, not_held), now)
@@ -169,7 +173,7 @@ class SharedAdmission(Admission):
             self._see(run, books, now)
         if answer.paused != self.register.root.paused:
             super().set_paused(self.register.root, answer.paused)
-        for posted, said in reversed(list(zip(batch, answer.verdicts, strict=True))):
+        for posted, said in reversed(told):
             if posted.ticket is not None:
                 self._take_answer(posted.ticket, said, now)
         self._withdraw_claims()
@@ -214,7 +218,7 @@ class SharedAdmission(Admission):
         if held.seconds > 0.0:
             ticket.wait = Wait(held.limit, held.seconds)
             ticket.position = ticket.position or 1
-            self._delayed.add(ticket, place.gates, held, now)
+            self._delayed.add(ticket, self.gates, held, now)
             self._count_delayed(ticket, 1)
         else:
             self._let_in(ticket, place, now, now - ticket.since if ticket.position else 0.0)
@@ -543,9 +547,7 @@ class SharedAdmission(Admission):
 
     def stop_waiting(self, name: str = "") -> list[Callable[[], object]]:
         """Whom to tell that nobody knows when what they wait for is written, of that run or of all."""
-        return [
-            posted.done for posted in self.outbox if posted.done is not None and name in ("", posted.entry.run)
-        ]
+        return [posted.done for posted in self.outbox if posted.done is not None and name in ("", posted.entry.run)]
 
     def _dismiss(self, tickets: Iterable[Ticket], why: str, now: float) -> None:
         for ticket in list(tickets):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import pytest
@@ -141,6 +142,17 @@ def test_a_ceiling_a_pause_and_rates_change_in_all_processes(shelf):
     assert granted(waiting)
 
 
+def test_who_changes_nothing_for_all_waits_for_nobodys_change(shelf):
+    """Nor does it take the word that the change is written from who waits for that."""
+    process, told = Process(shelf), list[str]()
+    with process.desk._wire:
+        process.desk.post(lambda admission, now: admission.set_ceiling(process.account, 50))
+        process.admission.outbox[-1].done = lambda: told.append("written")
+        process.desk.do(lambda admission, now: None)
+    process.work()
+    assert told == ["written"]
+
+
 def test_who_is_put_back_gives_no_tokens_that_the_rate_has_not(shelf):
     one, two = Process(shelf, 100, RATE), Process(shelf)
     one.ask(10)
@@ -159,6 +171,39 @@ def test_what_is_given_back_elsewhere_lets_who_waits_for_the_rate_go_sooner(shel
     one.settle(first, 10)
     two.pass_time(shelf, 0.1)
     two.work()
+    assert granted(waiting)
+
+
+def in_debt(shelf: Shelf) -> list[tuple[Process, Ticket]]:
+    """Two processes with a call each that waits for the rate, for five seconds and for ten."""
+    assert granted(Process(shelf, None, RATE).ask(100))
+    processes = [Process(shelf), Process(shelf)]
+    return [(process, process.ask(50)) for process in processes]
+
+
+def looks(process: Process, shelf: Shelf, seconds: float) -> None:
+    process.pass_time(shelf, seconds)
+    process.work()
+
+
+def test_who_gives_up_lets_nobody_go_before_the_tokens_are_there(shelf):
+    """B10: the first never waited for what the second had taken."""
+    (first, waiting), (second, leaving) = in_debt(shelf)
+    second.desk.leave(leaving)
+    second.work()
+    looks(first, shelf, 4.9)
+    assert waiting.decision is None
+    looks(first, shelf, 0.2)
+    assert granted(waiting)
+
+
+def test_who_gives_up_makes_nobody_wait_longer_than_need_be(shelf):
+    (first, leaving), (second, waiting) = in_debt(shelf)
+    first.desk.leave(leaving)
+    first.work()
+    looks(second, shelf, 4.9)
+    assert waiting.decision is None
+    looks(second, shelf, 0.2)
     assert granted(waiting)
 
 
@@ -362,7 +407,7 @@ def test_a_run_that_was_ended_and_is_entered_again_is_a_store_error(shelf):
     process.work()
     finish(process, ticket, 60)
     shelf.open_vault("run").end("other")
-    with pytest.raises(StoreError, match="run other: less was spent .* start again"):
+    with pytest.raises(StoreError, match=r"run other: less was spent .* start again"):
         process.desk.run("other", 1_000)
     assert isinstance(process.desk.offer(call(1), object(), Caller(run)).decision, StoreUnavailable)
 
@@ -371,15 +416,15 @@ def test_a_run_that_is_entered_again_while_it_goes_on_loses_nothing(shelf):
     """What is seen when it is opened may be old before it is taken in."""
     process = Process(shelf)
     ticket = process.ask(100)
-    at_vault: Any = process.desk._at_vault
+    at_vault = process.desk._at_vault
 
     def slowly(do: Any) -> Any:
         done = at_vault(do)
         finish(process, ticket, 60)  # by another thread, which has the vault next
         return done
 
-    process.desk._at_vault = slowly
-    assert process.desk.run("run", 1_000) is process.account
+    with patch.object(process.desk, "_at_vault", slowly):
+        assert process.desk.run("run", 1_000) is process.account
     process.work()
     assert granted(process.ask(10))
     assert process.desk.status().spent == 60

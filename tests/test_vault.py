@@ -467,6 +467,17 @@ def test_what_comes_back_goes_up_to_the_burst_and_debt_is_taken(vault):
     assert one(vault, hold("c", 0, takes={"tokens": 10})) == Held(0, 4.0, TOKENS.setting)
 
 
+def test_what_is_given_back_is_a_refund_unless_its_time_had_not_come(shelf, vault):
+    """Those who wait may have come before who gives up: what it took was nothing that they waited for."""
+    vault.exchange([hold("a", 0, takes={"tokens": 100}), hold("b", 0, takes={"tokens": 50})])
+    answer = vault.exchange([settle("b", 0, {"tokens": 50})])
+    assert (answer.levels["tokens"], answer.refunds["tokens"]) == (0.0, 0)
+    vault.exchange([hold("c", 0, takes={"tokens": 50}), hold("d", 0, takes={"tokens": 10})])
+    shelf.advance(5.0)
+    assert vault.exchange([settle("c", 0, {"tokens": 50})]).refunds["tokens"] == 50
+    assert vault.exchange([settle("d", 7, {"tokens": 3})]).refunds["tokens"] == 53  # it was let go sooner
+
+
 def test_no_interval_gets_more_than_its_rate(shelf, vault):
     """B10 over two processes, by the times at which calls may be sent: <= the larger of burst and largest call, plus
     the rate times the length of the interval."""
