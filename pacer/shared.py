@@ -354,9 +354,14 @@ class SharedAdmission(Admission):
         return self._oddities["unshared"] > 0
 
     @property
+    def in_line(self) -> int:
+        """How many stand in the lanes; of those who wait, all but those whose place is kept already."""
+        return self.waiting - len(self._delayed)
+
+    @property
     def waits_for_others(self) -> bool:
         """Whether somebody waits for what no time brings, but perhaps another process."""
-        if self.waiting > len(self._delayed):
+        if self.in_line:
             return bool(self._held_up) or not self._blocked or bool(self._delayed)
         return bool(self._delayed)
 

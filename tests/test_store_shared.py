@@ -512,6 +512,20 @@ class _File:
         """Nothing to close."""
 
 
+# ---------------------------------------------------------------- closed
+
+
+def test_nobody_waits_in_the_line_of_a_store_that_was_closed(shelf):
+    """Not even for room that another process had just now: nobody looks any more whether it has it still."""
+    process = Process(shelf, 100)
+    assert granted(Process(shelf).ask(85))
+    waiting = process.ask(50)
+    assert waiting.decision is None
+    process.desk.close()
+    assert isinstance(waiting.decision, StoreUnavailable)
+    assert isinstance(process.offer(50).decision, StoreUnavailable)
+
+
 # ---------------------------------------------------------------- whole pacers
 
 

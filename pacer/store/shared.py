@@ -219,7 +219,7 @@ class SharedStore(MemoryStore):
     def _send(self) -> None:
         """Exchange at once with a quick vault, else let the clerk do it."""
         if self._is_closed:
-            if any(posted.ticket is not None for posted in list(self._admission.outbox)):
+            if self._shared.in_line or any(posted.ticket is not None for posted in list(self._admission.outbox)):
                 self._dismiss_all()
             return
         if getattr(self._at_it, "now", False):
