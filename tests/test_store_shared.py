@@ -73,14 +73,19 @@ class Process:
         return ticket
 
     def settle(self, ticket: Ticket, spent: int) -> None:
-        usage = Usage(tokens=spent)
-        self.desk.settle(place_of(ticket), usage, usage, Settlement(spent, 0, "provider"))
+        finish(self, ticket, spent)
         self.work()
 
     def pass_time(self, shelf: Shelf, seconds: float) -> None:
         shelf.advance(seconds)
         self.clock.now += seconds
         self.desk.tick()
+
+
+def finish(process: Process, ticket: Ticket, spent: int) -> None:
+    """A settlement that is not written yet, if somebody else is at the vault."""
+    usage = Usage(tokens=spent)
+    process.desk.settle(place_of(ticket), usage, usage, Settlement(spent, 0, "provider"))
 
 
 def spent_in(shelf: Shelf) -> int:
@@ -369,9 +374,8 @@ def test_nobody_waits_for_the_end_of_a_call_to_be_written_into_books_that_are_go
     process = Process(shelf)
     ticket, seat = process.ask(100), Seat(process.clock)
     shelf.open_vault("run").end("run")
-    usage = Usage(tokens=10)
     with process.desk._wire:  # somebody else is at the vault
-        process.desk.settle(place_of(ticket), usage, usage, Settlement(10, 0, "provider"))
+        finish(process, ticket, 10)
     if asks_before:
         assert process.desk.when_written(place_of(ticket), seat)
     process.work()
@@ -405,7 +409,7 @@ def test_a_run_that_was_ended_and_is_entered_again_is_a_store_error(shelf):
     run = process.desk.run("other", 1_000)
     ticket = process.desk.offer(call(100), object(), Caller(run))
     process.work()
-    finish(process, ticket, 60)
+    process.settle(ticket, 60)
     shelf.open_vault("run").end("other")
     with pytest.raises(StoreError, match=r"run other: less was spent .* start again"):
         process.desk.run("other", 1_000)
@@ -420,7 +424,7 @@ def test_a_run_that_is_entered_again_while_it_goes_on_loses_nothing(shelf):
 
     def slowly(do: Any) -> Any:
         done = at_vault(do)
-        finish(process, ticket, 60)  # by another thread, which has the vault next
+        process.settle(ticket, 60)  # by another thread, which has the vault next
         return done
 
     with patch.object(process.desk, "_at_vault", slowly):
@@ -457,11 +461,6 @@ def test_a_repeated_settlement_whose_answer_was_lost_is_booked_once(shelf):
     assert spent_in(shelf) == process.account.spent == 60
 
 
-def finish(process: Process, ticket: Ticket, spent: int) -> None:
-    usage = Usage(tokens=spent)
-    process.desk.settle(place_of(ticket), usage, usage, Settlement(spent, 0, "provider"))
-
-
 def test_a_settlement_beside_that_of_a_run_that_was_ended_is_booked_once(shelf):
     """The first was written when the second failed: it comes again, and finds no hold."""
     process = Process(shelf)
@@ -481,7 +480,7 @@ def test_a_settlement_beside_a_run_that_knows_less_than_before_is_booked_once(tm
     other = process.desk.run("other", 1_000)
     second = process.desk.offer(call(100), object(), Caller(other))
     process.work()
-    finish(process, second, 60)
+    process.settle(second, 60)
     first = process.ask(100)
     process.vault._books.execute("UPDATE runs SET sums = '[0,0,0,0,0,0,0,0,0,0,0,0]' WHERE name = 'other'")
     with process.desk._wire:
