@@ -39,6 +39,10 @@ class Bucket:
         # A rest below a millionth of a token is rounding: without this a timer could wake a hair early for ever.
         return short / self.per_second if short > 1e-6 else 0.0
 
+    def paid_at(self, amount: float) -> float:
+        """When nothing is owed any more; who took ``amount`` last may then still owe what of it is beyond the burst."""
+        return self._stamp + max(0.0, min(0.0, self.burst - amount) - self._level) / self.per_second
+
     def take(self, amount: float, now: float) -> None:
         """Take ``amount``; the level may go below zero."""
         if now > self._stamp:

@@ -55,12 +55,13 @@ class Delays:
         self._delays.clear()
 
     def acts_at(self, ticket: Ticket) -> float:
-        """When a call is to be sent, by all that is known."""
+        """When a call is to be sent, by all that is known: at the latest when nobody owes anything any more."""
         delay = self._delays[ticket]
         if delay.gate is None:
             return delay.until
+        bucket = delay.gate.bucket
         given_back = self.refunds.get(delay.gate.kind, 0) - delay.refunds
-        return delay.until - given_back / delay.gate.bucket.per_second
+        return min(delay.until - given_back / bucket.per_second, bucket.paid_at(delay.gate.asked(ticket.call)))
 
     def change(self, gates: Iterable[Gate], now: float) -> None:
         """The rates are other ones: what is still owed is paid at their pace."""

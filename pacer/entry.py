@@ -68,7 +68,8 @@ class Settle(msgspec.Struct, frozen=True):
     """Ends the hold of that id, once: ``booked`` is added to the sums, ``gives_back`` to the rates (below 0: taken).
 
     Nothing booked is a call that was never made. ``returned`` goes back to the carve ``reserve``. A call that was let
-    go while the store was away was never held (``is_held``).
+    go while the store was away was never held (``is_held``): where there is no hold, nothing was taken that could go
+    back to the rates.
     """
 
     id: str
@@ -154,7 +155,8 @@ class Answer(msgspec.Struct, frozen=True):
     """What an exchange brought: one verdict an entry (``None`` where there is nothing to say), and how things stand.
 
     ``revision`` is another one when the limits of the pacer were changed; ``levels`` are those of its rates, by kind,
-    and ``refunds`` all that was ever given back to them: who took more than there was may go so much sooner.
+    and ``refunds`` all that was ever given back to them by calls that were sent: who took more than there was may go so
+    much sooner.
     """
 
     verdicts: list[Verdict | None]

@@ -34,12 +34,15 @@ class Share:
             self._highest = {run: spent for run, spent in self._highest.items() if not run.ended}
         self._own.setdefault(run, ledger.own_sums(run))
 
-    def others(self, run: Account, books: RunBooks) -> tuple[int, ...]:
-        """What others have booked on a run; what they have claimed counts as held. Raises: Receded."""
+    def expect(self, run: Account, books: RunBooks) -> None:
+        """These books are at least those seen before. Raises: Receded."""
         spent = books.sums[_SPENT]
         if spent < self._highest.get(run, 0):
             raise Receded(run.name)
         self._highest[run] = spent
+
+    def others(self, run: Account, books: RunBooks) -> tuple[int, ...]:
+        """What others have booked on a run; what they have claimed counts as held."""
         others = [total - own for total, own in zip(books.sums, self._of(run), strict=True)]
         others[_HELD] += books.claimed
         return tuple(others)

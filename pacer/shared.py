@@ -154,19 +154,26 @@ class SharedAdmission(Admission):
     # ---------------------------------------------------------------- answers
 
     def take_in(self, batch: Sequence[Posted], answer: Answer, now: float) -> None:
-        """What became of a batch, in order; who has to wait now is put back to the head of its line."""
-        for posted, said in zip(batch, answer.verdicts, strict=True):
+        """What became of a batch, in order; who has to wait now is put back to the head of its line.
+
+        Raises: Receded, before anything is taken in.
+        """
+        runs = [(run, books) for name, books in answer.runs.items() if (run := self.register.known(name)) is not None]
+        for run, books in runs:
+            self._share.expect(run, books)
+        told = list(zip(batch, answer.verdicts, strict=True))
+        for posted, said in told:
             self._acknowledge(posted, said)
+        not_held = [posted for posted, said in told if isinstance(said, Short | Late)]
         for gate in self.gates:
             if gate.kind in answer.levels:
-                gate.bucket.set_level(answer.levels[gate.kind] - self._on_the_way(gate), now)
+                gate.bucket.set_level(answer.levels[gate.kind] - self._taken_here(gate, not_held), now)
         self._delayed.refunds = answer.refunds
-        for name, books in answer.runs.items():
-            if (run := self.register.known(name)) is not None:
-                self._see(run, books, now)
+        for run, books in runs:
+            self._see(run, books, now)
         if answer.paused != self.register.root.paused:
             super().set_paused(self.register.root, answer.paused)
-        for posted, said in reversed(list(zip(batch, answer.verdicts, strict=True))):
+        for posted, said in reversed(told):
             if posted.ticket is not None:
                 self._take_answer(posted.ticket, said, now)
         self._withdraw_claims()
@@ -211,7 +218,7 @@ class SharedAdmission(Admission):
         if held.seconds > 0.0:
             ticket.wait = Wait(held.limit, held.seconds)
             ticket.position = ticket.position or 1
-            self._delayed.add(ticket, place.gates, held, now)
+            self._delayed.add(ticket, self.gates, held, now)
             self._count_delayed(ticket, 1)
         else:
             self._let_in(ticket, place, now, now - ticket.since if ticket.position else 0.0)
@@ -266,9 +273,11 @@ class SharedAdmission(Admission):
         again = replace(entry, id=f"{entry.id}l", gives_back={}, reserve="", returned=0, is_held=False)
         self._post(again, place=place)
 
-    def _on_the_way(self, gate: Gate) -> int:
-        """What calls take whose question is not answered yet."""
-        return sum(posted.entry.takes.get(gate.kind, 0) for posted in self.outbox if isinstance(posted.entry, Hold))
+    def _taken_here(self, gate: Gate, not_held: Iterable[Posted]) -> int:
+        """What calls take whose question is not answered yet, or that are about to give it back."""
+        goes_back = [posted for posted in not_held if posted.ticket is not None and not posted.ticket.is_left]
+        taking = (posted.entry for posted in (*self.outbox, *goes_back))
+        return sum(entry.takes.get(gate.kind, 0) for entry in taking if isinstance(entry, Hold))
 
     def _see(self, run: Account, books: RunBooks, now: float) -> None:
         """Take in how a run stands over all processes."""
@@ -285,8 +294,9 @@ class SharedAdmission(Admission):
             super().set_paused(run, books.paused)
 
     def see(self, run: Account, books: RunBooks, now: float) -> None:
-        """A run was opened: this is how it stands."""
+        """A run was opened: this is how it stands. Raises: Receded."""
         self._share.open(run)
+        self._share.expect(run, books)
         self._see(run, books, now)
 
     # ---------------------------------------------------------------- those who wait
@@ -344,9 +354,14 @@ class SharedAdmission(Admission):
         return self._oddities["unshared"] > 0
 
     @property
+    def in_line(self) -> int:
+        """How many stand in the lanes; of those who wait, all but those whose place is kept already."""
+        return self.waiting - len(self._delayed)
+
+    @property
     def waits_for_others(self) -> bool:
         """Whether somebody waits for what no time brings, but perhaps another process."""
-        if self.waiting > len(self._delayed):
+        if self.in_line:
             return bool(self._held_up) or not self._blocked or bool(self._delayed)
         return bool(self._delayed)
 
@@ -414,7 +429,11 @@ class SharedAdmission(Admission):
             booked = {name: getattr(usage, name) for name in _OF_USAGE}
             booked |= {"spent": settlement.spent, "unknown": settlement.unknown, "calls": 1}
             booked["estimated"] = 0 if source == "provider" else settlement.spent
-        back = {gate.kind: gate.back(place.call, counted, source) for gate in place.gates}
+        is_held = place not in self._unheld
+        back = {
+            gate.kind: gate.back(place.call, counted, source) - (0 if is_held else gate.asked(place.call))
+            for gate in place.gates
+        }
         returns = place.from_reserve and not place.account.ended
         return Settle(
             self._id(place),
@@ -423,7 +442,7 @@ class SharedAdmission(Admission):
             {kind: amount for kind, amount in back.items() if amount},
             self._carve_id(place.account) if returns else "",
             max(0, place.call.worst - cost) if returns else 0,
-            is_held=place not in self._unheld,
+            is_held=is_held,
         )
 
     def end(self, account: Account) -> None:
@@ -516,6 +535,8 @@ class SharedAdmission(Admission):
         self._lost |= dict.fromkeys(lost, why)
         for posted in [posted for posted in self.outbox if name in ("", posted.entry.run)]:
             self.outbox.remove(posted)
+            if posted.place is not None:
+                self._unwritten.pop(posted.place, None)
             ticket = posted.ticket
             if ticket is None:
                 continue
@@ -529,9 +550,9 @@ class SharedAdmission(Admission):
             self._dismiss(self._waiting_below(run), why, now)
         return is_new
 
-    def stop_waiting(self) -> list[Callable[[], object]]:
-        """Whom to tell that nobody knows when what they wait for is written."""
-        return [posted.done for posted in self.outbox if posted.done is not None]
+    def stop_waiting(self, name: str = "") -> list[Callable[[], object]]:
+        """Whom to tell that nobody knows when what they wait for is written, of that run or of all."""
+        return [posted.done for posted in self.outbox if posted.done is not None and name in ("", posted.entry.run)]
 
     def _dismiss(self, tickets: Iterable[Ticket], why: str, now: float) -> None:
         for ticket in list(tickets):

@@ -35,6 +35,18 @@ def test_more_than_the_burst_waits_for_a_full_bucket_and_leaves_debt():
     assert bucket.wait_seconds(1, 1.0) == pytest.approx(40.1)
 
 
+def test_a_debt_is_paid_when_what_was_taken_last_would_have_been_there():
+    bucket = full_bucket()
+    bucket.take(100, 0.0)
+    due = bucket.wait_seconds(50, 0.0)
+    bucket.take(50, 0.0)
+    assert bucket.paid_at(50) == due == 5.0
+    due = bucket.wait_seconds(300, 0.0)
+    bucket.take(300, 0.0)
+    assert bucket.paid_at(300) == due == 15.0
+    assert full_bucket().paid_at(50) == 0.0
+
+
 def test_what_is_given_back_never_lifts_the_level_above_the_burst():
     bucket = full_bucket()
     bucket.give_back(50, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import stat
 from pathlib import Path
 
@@ -91,6 +92,22 @@ def test_where_nothing_can_be_written_it_is_said(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     Journal("books", "m").append([settlement(1)])
     assert "memory only" in caplog.text
+
+
+def test_a_full_disk_is_told_of_and_spoils_no_more_than_it_must(state: Path, caplog: pytest.LogCaptureFixture):
+    journal = Journal("books", "m")
+    journal.append([settlement(1)])
+    (path,) = state.iterdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, hard))
+    try:
+        journal.append([settlement(2)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "memory only" in caplog.text
+    journal.append([settlement(3)])
+    journal.leave()
+    assert left_by_the_dead() == [settlement(1), settlement(3)]
 
 
 def test_nothing_to_write_makes_no_file(state: Path):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import pytest
 
 import pacer
 from pacer import CeilingReached, LimitsConflict, Pacer, StoreError, StoreUnavailable
-from pacer.entry import Limit, Settle
+from pacer.entry import Limit, Look, Settle
 from pacer.ledger import Account
 from pacer.shared import SharedAdmission
 from pacer.store.journal import Journal
@@ -71,14 +73,19 @@ class Process:
         return ticket
 
     def settle(self, ticket: Ticket, spent: int) -> None:
-        usage = Usage(tokens=spent)
-        self.desk.settle(place_of(ticket), usage, usage, Settlement(spent, 0, "provider"))
+        finish(self, ticket, spent)
         self.work()
 
     def pass_time(self, shelf: Shelf, seconds: float) -> None:
         shelf.advance(seconds)
         self.clock.now += seconds
         self.desk.tick()
+
+
+def finish(process: Process, ticket: Ticket, spent: int) -> None:
+    """A settlement that is not written yet, if somebody else is at the vault."""
+    usage = Usage(tokens=spent)
+    process.desk.settle(place_of(ticket), usage, usage, Settlement(spent, 0, "provider"))
 
 
 def spent_in(shelf: Shelf) -> int:
@@ -140,6 +147,26 @@ def test_a_ceiling_a_pause_and_rates_change_in_all_processes(shelf):
     assert granted(waiting)
 
 
+def test_who_changes_nothing_for_all_waits_for_nobodys_change(shelf):
+    """Nor does it take the word that the change is written from who waits for that."""
+    process, told = Process(shelf), list[str]()
+    with process.desk._wire:
+        process.desk.post(lambda admission, now: admission.set_ceiling(process.account, 50))
+        process.admission.outbox[-1].done = lambda: told.append("written")
+        process.desk.do(lambda admission, now: None)
+    process.work()
+    assert told == ["written"]
+
+
+def test_who_is_put_back_gives_no_tokens_that_the_rate_has_not(shelf):
+    one, two = Process(shelf, 100, RATE), Process(shelf)
+    one.ask(10)
+    two.ask(60)
+    waiting = one.ask(40)  # where it asks from, nothing is known of the 60 yet
+    assert waiting.decision is None
+    assert one.admission.gates[0].bucket.level(one.clock.now) == pytest.approx(30.0)
+
+
 def test_what_is_given_back_elsewhere_lets_who_waits_for_the_rate_go_sooner(shelf):
     one, two = Process(shelf, ceiling=None, limits=RATE), Process(shelf)
     first = one.ask(100)
@@ -149,6 +176,39 @@ def test_what_is_given_back_elsewhere_lets_who_waits_for_the_rate_go_sooner(shel
     one.settle(first, 10)
     two.pass_time(shelf, 0.1)
     two.work()
+    assert granted(waiting)
+
+
+def in_debt(shelf: Shelf) -> list[tuple[Process, Ticket]]:
+    """Two processes with a call each that waits for the rate, for five seconds and for ten."""
+    assert granted(Process(shelf, None, RATE).ask(100))
+    processes = [Process(shelf), Process(shelf)]
+    return [(process, process.ask(50)) for process in processes]
+
+
+def looks(process: Process, shelf: Shelf, seconds: float) -> None:
+    process.pass_time(shelf, seconds)
+    process.work()
+
+
+def test_who_gives_up_lets_nobody_go_before_the_tokens_are_there(shelf):
+    """B10: the first never waited for what the second had taken."""
+    (first, waiting), (second, leaving) = in_debt(shelf)
+    second.desk.leave(leaving)
+    second.work()
+    looks(first, shelf, 4.9)
+    assert waiting.decision is None
+    looks(first, shelf, 0.2)
+    assert granted(waiting)
+
+
+def test_who_gives_up_makes_nobody_wait_longer_than_need_be(shelf):
+    (first, leaving), (second, waiting) = in_debt(shelf)
+    first.desk.leave(leaving)
+    first.work()
+    looks(second, shelf, 4.9)
+    assert waiting.decision is None
+    looks(second, shelf, 0.2)
     assert granted(waiting)
 
 
@@ -224,6 +284,28 @@ def test_calls_that_go_without_it_are_booked_when_it_is_back(shelf):
     assert process.desk.status().unshared == 2
 
 
+@pytest.mark.parametrize(("failure", "level"), [("refuse", 0.0), ("pass", -30.0)])
+def test_an_outage_makes_no_tokens(failure, level, shelf):
+    """Others go on while one is cut off; what its calls took of the rate is taken there when it is back, and no more
+    comes back than was taken.
+    """
+    process, other = Process(shelf, None, RATE, failure=failure), Process(shelf, None)
+    exchange = process.vault.exchange
+    cut_off(process)
+    ticket = process.offer(40)
+    fail(process)
+    process.pass_time(shelf, 2.1)
+    fail(process)
+    assert granted(ticket) == (failure == "pass")
+    assert granted(other.ask(100))
+    if granted(ticket):
+        with pytest.raises(Away):
+            process.settle(ticket, 30)
+    process.vault.exchange = exchange
+    process.work()
+    assert other.vault.exchange([Look("run")]).levels["tokens"] == pytest.approx(level)
+
+
 def test_settlements_of_an_outage_outlive_their_process(shelf):
     process = Process(shelf)
     ticket = process.ask(100)
@@ -231,6 +313,28 @@ def test_settlements_of_an_outage_outlive_their_process(shelf):
     with pytest.raises(Away):
         process.settle(ticket, 60)
     process.desk._fail(Away("it cannot be reached"))
+    process.desk._journal.leave()
+    Process(shelf).desk.work_off_the_dead()
+    assert spent_in(shelf) == 60
+
+
+def test_a_journal_is_kept_while_what_is_in_it_is_on_its_way(shelf):
+    process = Process(shelf)
+    ticket = process.ask(100)
+    clerk = threading.Thread(target=process.desk._come_back)
+
+    def exchange(*_: object, **__: object) -> None:
+        clerk.start()
+        clerk.join(0.2)  # it waits for the vault, or does its work at once
+        raise Away("it cannot be reached")
+
+    with process.desk._wire:
+        finish(process, ticket, 60)
+    process.desk._keep()
+    process.vault.exchange = exchange
+    with pytest.raises(Away):
+        process.work()
+    clerk.join()
     process.desk._journal.leave()
     Process(shelf).desk.work_off_the_dead()
     assert spent_in(shelf) == 60
@@ -264,6 +368,21 @@ def test_a_run_that_was_ended_lets_nothing_more_go(shelf, caplog):
     assert caplog.text.count("nothing more is let go") == 1
 
 
+@pytest.mark.parametrize("asks_before", [True, False])
+def test_nobody_waits_for_the_end_of_a_call_to_be_written_into_books_that_are_gone(asks_before, shelf):
+    """Who reads an answer waits there for its settlement; it would for ever."""
+    process = Process(shelf)
+    ticket, seat = process.ask(100), Seat(process.clock)
+    shelf.open_vault("run").end("run")
+    with process.desk._wire:  # somebody else is at the vault
+        finish(process, ticket, 10)
+    if asks_before:
+        assert process.desk.when_written(place_of(ticket), seat)
+    process.work()
+    assert seat.wakes == asks_before
+    assert not process.desk.when_written(place_of(ticket), seat)
+
+
 def test_a_store_that_was_removed_is_told_once_and_not_asked_all_the_time(tmp_path, caplog):
     process = Process(_File(tmp_path), lease=60.0)
     process.ask(100)
@@ -283,6 +402,36 @@ def test_books_that_know_less_than_before_are_not_relied_on(tmp_path):
     refused = process.ask(10).decision
     assert isinstance(refused, StoreUnavailable)
     assert "less was spent" in str(refused)
+
+
+def test_a_run_that_was_ended_and_is_entered_again_is_a_store_error(shelf):
+    process = Process(shelf)
+    run = process.desk.run("other", 1_000)
+    ticket = process.desk.offer(call(100), object(), Caller(run))
+    process.work()
+    process.settle(ticket, 60)
+    shelf.open_vault("run").end("other")
+    with pytest.raises(StoreError, match=r"run other: less was spent .* start again"):
+        process.desk.run("other", 1_000)
+    assert isinstance(process.desk.offer(call(1), object(), Caller(run)).decision, StoreUnavailable)
+
+
+def test_a_run_that_is_entered_again_while_it_goes_on_loses_nothing(shelf):
+    """What is seen when it is opened may be old before it is taken in."""
+    process = Process(shelf)
+    ticket = process.ask(100)
+    at_vault = process.desk._at_vault
+
+    def slowly(do: Any) -> Any:
+        done = at_vault(do)
+        process.settle(ticket, 60)  # by another thread, which has the vault next
+        return done
+
+    with patch.object(process.desk, "_at_vault", slowly):
+        assert process.desk.run("run", 1_000) is process.account
+    process.work()
+    assert granted(process.ask(10))
+    assert process.desk.status().spent == 60
 
 
 def test_a_bill_whose_hold_the_store_has_lost_is_booked(tmp_path):
@@ -312,6 +461,38 @@ def test_a_repeated_settlement_whose_answer_was_lost_is_booked_once(shelf):
     assert spent_in(shelf) == process.account.spent == 60
 
 
+def test_a_settlement_beside_that_of_a_run_that_was_ended_is_booked_once(shelf):
+    """The first was written when the second failed: it comes again, and finds no hold."""
+    process = Process(shelf)
+    other = process.desk.run("other", 1_000)
+    first, second = process.ask(100), process.desk.offer(call(100), object(), Caller(other))
+    process.work()
+    shelf.open_vault("run").end("other")
+    with process.desk._wire:  # somebody else is at the vault: both go in one exchange
+        finish(process, first, 60)
+        finish(process, second, 60)
+    process.work()
+    assert spent_in(shelf) == process.account.spent == 60
+
+
+def test_a_settlement_beside_a_run_that_knows_less_than_before_is_booked_once(tmp_path):
+    process = Process(_File(tmp_path))
+    other = process.desk.run("other", 1_000)
+    second = process.desk.offer(call(100), object(), Caller(other))
+    process.work()
+    process.settle(second, 60)
+    first = process.ask(100)
+    process.vault._books.execute("UPDATE runs SET sums = '[0,0,0,0,0,0,0,0,0,0,0,0]' WHERE name = 'other'")
+    with process.desk._wire:
+        finish(process, first, 60)
+        process.desk.offer(call(100), object(), Caller(other))
+    process.work()
+    process.work()
+    status = process.desk.status()
+    assert (status.spent, status.held, status.in_flight) == (60, 0, 0)
+    assert process.vault.exchange([Look("run")]).runs["run"].sums[0] == 60
+
+
 class _File:
     """A store in one file."""
 
@@ -328,6 +509,20 @@ class _File:
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+# ---------------------------------------------------------------- closed
+
+
+def test_nobody_waits_in_the_line_of_a_store_that_was_closed(shelf):
+    """Not even for room that another process had just now: nobody looks any more whether it has it still."""
+    process = Process(shelf, 100)
+    assert granted(Process(shelf).ask(85))
+    waiting = process.ask(50)
+    assert waiting.decision is None
+    process.desk.close()
+    assert isinstance(waiting.decision, StoreUnavailable)
+    assert isinstance(process.offer(50).decision, StoreUnavailable)
 
 
 # ---------------------------------------------------------------- whole pacers

@@ -233,6 +233,16 @@ def test_a_call_thought_unheld_ends_the_hold_that_did_arrive(vault):
     assert look(vault) == {"spent": 60, "calls": 1}
 
 
+def test_what_was_never_taken_does_not_come_back(vault):
+    """Of a call that was given up in an outage nobody knows whether its hold arrived: it is ended to be sure."""
+    vault.exchange([hold("other", 10, takes={"tokens": 90})])
+    answer = vault.exchange([settle("a", 0, {"tokens": 50}, is_held=False)])
+    assert answer.levels["tokens"] == 10.0
+    assert answer.refunds["tokens"] == 0
+    vault.exchange([hold("b", 10, takes={"tokens": 10})])
+    assert vault.exchange([settle("b", 0, {"tokens": 10}, is_held=False)]).levels["tokens"] == 10.0
+
+
 def test_a_settlement_of_what_is_not_there_books_nothing(vault):
     answer = vault.exchange([settle("a", 60, {"tokens": -30})])
     assert (sums(answer.runs["r"]), answer.levels["tokens"]) == ({}, 100.0)
@@ -455,6 +465,17 @@ def test_what_comes_back_goes_up_to_the_burst_and_debt_is_taken(vault):
     vault.exchange([hold("b", 0), settle("b", 0, {"tokens": -130, "output": 5})])
     assert vault.exchange([Look("r")]).levels["tokens"] == -30.0
     assert one(vault, hold("c", 0, takes={"tokens": 10})) == Held(0, 4.0, TOKENS.setting)
+
+
+def test_what_is_given_back_is_a_refund_unless_its_time_had_not_come(shelf, vault):
+    """Those who wait may have come before who gives up: what it took was nothing that they waited for."""
+    vault.exchange([hold("a", 0, takes={"tokens": 100}), hold("b", 0, takes={"tokens": 50})])
+    answer = vault.exchange([settle("b", 0, {"tokens": 50})])
+    assert (answer.levels["tokens"], answer.refunds["tokens"]) == (0.0, 0)
+    vault.exchange([hold("c", 0, takes={"tokens": 50}), hold("d", 0, takes={"tokens": 10})])
+    shelf.advance(5.0)
+    assert vault.exchange([settle("c", 0, {"tokens": 50})]).refunds["tokens"] == 50
+    assert vault.exchange([settle("d", 7, {"tokens": 3})]).refunds["tokens"] == 53  # it was let go sooner
 
 
 def test_no_interval_gets_more_than_its_rate(shelf, vault):

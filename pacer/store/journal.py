@@ -44,14 +44,16 @@ class Journal:
 
     def append(self, settlements: Iterable[Settle]) -> None:
         """Write them down; where that cannot be done they are only in memory, and it is said."""
-        lines = b"".join(msgspec.json.encode(settlement) + b"\n" for settlement in settlements)
+        # Each begins a line: one that a full disk has cut off spoils none that comes after it.
+        lines = b"".join(b"\n" + msgspec.json.encode(settlement) for settlement in settlements)
         if not lines:
             return
         try:
             with self._lock:
                 if self._file is None:
                     self._file = self._make()
-                os.write(self._file, lines)
+                while lines:
+                    lines = lines[os.write(self._file, lines) :]
         except OSError as error:
             _log.warning("settlements are kept in memory only: %s cannot be written: %s", self._path, error.strerror)
 

@@ -102,10 +102,20 @@ class SharedStore(MemoryStore):
 
     def run(self, name: str, ceiling: int | None) -> Account:
         """The run of that name, made in the vault with this ceiling if there is none. Raises: StoreError."""
-        opened = self._at_vault(lambda vault: vault.open(name, ceiling, self._limits))
-        with self._books as now:
-            run = self._shared.register.run(name, opened.run.ceiling)
-            self._shared.see(run, opened.run, now)
+        run = self._at_vault(lambda vault: self._open(vault, name, ceiling))
+        with self._books:
+            pass  # what was seen may concern those who wait
+        return run
+
+    def _open(self, vault: Vault, name: str, ceiling: int | None) -> Account:
+        """The vault is ours until this is taken in: beside what others see there later it would look like a loss."""
+        opened = vault.open(name, ceiling, self._limits)
+        try:
+            with self._lock:
+                run = self._shared.register.run(name, opened.run.ceiling)
+                self._shared.see(run, opened.run, self._clock())
+        except Receded as error:
+            raise StoreError(f"run {name}: {self._lose_for(error)}") from None
         return run
 
     def see(self, opened: Opened) -> None:
@@ -122,8 +132,11 @@ class SharedStore(MemoryStore):
     def do(self, operation: Callable[[Admission, float], T]) -> T:
         """Change something; what changes for all processes is in the vault when this returns, if that is there."""
         with self._books as now:
+            before = self._last_posted()
             done = operation(self._admission, now)
-            written = self._when_last_is_written() if self._changes_all() else None
+            last = self._last_posted()
+            changes_all = last is not None and last is not before and isinstance(last.entry, Change)
+            written = self._when_last_is_written() if changes_all else None
         if written is not None:
             written.wait(PATIENCE_SECONDS)
         return done
@@ -156,14 +169,14 @@ class SharedStore(MemoryStore):
         if self._is_closed:
             return
         self._is_closed = True
-        with suppress(Forgotten, StoreError):
+        with suppress(StoreError):
             self._at_vault(self._write_the_rest)
         if self._admission.outbox:
             self._keep()
             self._journal.leave()
         else:
             self._journal.clear()
-        with suppress(Forgotten, StoreError):
+        with suppress(StoreError):
             self._at_vault(_leave)
         self._dismiss_all()
         _tell(self._shared.stop_waiting())
@@ -182,9 +195,9 @@ class SharedStore(MemoryStore):
                 while self._admission.outbox:
                     _tell(self._exchange_batch(patient=True))
 
-    def _changes_all(self) -> bool:
+    def _last_posted(self) -> Posted | None:
         outbox = self._admission.outbox
-        return bool(outbox) and isinstance(outbox[-1].entry, Change)
+        return outbox[-1] if outbox else None
 
     def _when_last_is_written(self) -> threading.Event:
         event = threading.Event()
@@ -196,7 +209,7 @@ class SharedStore(MemoryStore):
             raise StoreError(f"the store of run {self.account.name} is busy for too long")
         try:
             return do(self._vault)
-        except Away as error:
+        except (Away, Forgotten) as error:
             raise StoreError(str(error)) from None
         finally:
             self._wire.release()
@@ -206,7 +219,7 @@ class SharedStore(MemoryStore):
     def _send(self) -> None:
         """Exchange at once with a quick vault, else let the clerk do it."""
         if self._is_closed:
-            if any(posted.ticket is not None for posted in list(self._admission.outbox)):
+            if self._shared.in_line or any(posted.ticket is not None for posted in list(self._admission.outbox)):
                 self._dismiss_all()
             return
         if getattr(self._at_it, "now", False):
@@ -246,14 +259,11 @@ class SharedStore(MemoryStore):
         try:
             answer = self._vault.exchange([posted.entry for posted in batch], patient=patient)
             limits = self._vault.limits() if answer.revision != self._shared.revision else None
-        except Away as error:
-            self._put_back(batch)
-            for posted in batch:
-                posted.is_doubtful = posted.is_doubtful or not isinstance(error, Busy)
-            raise
-        except Exception as error:  # whatever it is, it lets nothing go, and nobody hang
-            self._put_back(batch)
-            self._lose_for(error)
+        except Exception as error:
+            self._put_back(batch, is_doubtful=not isinstance(error, Busy))
+            if isinstance(error, Away):
+                raise
+            self._lose_for(error)  # whatever it is, it lets nothing go, and nobody hang
             return []
         self._take_in(batch, answer, limits)
         return [posted.done for posted in batch if posted.done is not None]
@@ -263,35 +273,35 @@ class SharedStore(MemoryStore):
         if not self._has_news:
             self._has_news = True
             self._ring()
-        receded = None
-        with self._lock:
-            now = self._clock()
-            try:
+        try:
+            with self._lock:
+                now = self._clock()
                 self._shared.take_in(batch, answer, now)
-            except Receded as error:
-                receded = error
-                self._admission.outbox.extendleft(reversed(batch))
-            if limits is not None:
-                self._shared.see_limits(limits, answer.revision, now)
-            self._take_told()
-        if receded is not None:
-            self._lose_for(receded)
+                if limits is not None:
+                    self._shared.see_limits(limits, answer.revision, now)
+                self._take_told()
+        except Receded as error:
+            self._put_back(batch, is_doubtful=True)
+            self._lose_for(error)
 
     def _take_batch(self) -> list[Posted]:
         outbox = self._admission.outbox
         with self._lock:  # whoever has just posted something may still be about to note when it is written
             return [outbox.popleft() for _ in range(min(len(outbox), MOST_AT_ONCE))]
 
-    def _put_back(self, batch: list[Posted]) -> None:
+    def _put_back(self, batch: list[Posted], *, is_doubtful: bool) -> None:
+        """These are to be written again, and ``is_doubtful`` if some of them may have been already."""
         with self._lock:
             self._admission.outbox.extendleft(reversed(batch))
+        for posted in batch:
+            posted.is_doubtful = posted.is_doubtful or is_doubtful
 
     def _take_told(self) -> None:
         self._decided += self._shared.told
         self._shared.told = []
 
-    def _lose_for(self, error: Exception) -> None:
-        """Nothing of a run (of all runs, where it names none) is let go any more."""
+    def _lose_for(self, error: Exception) -> str:
+        """Nothing of a run (of all runs, where it names none) is let go any more; why."""
         name = ""
         match error:
             case Forgotten():
@@ -304,11 +314,14 @@ class SharedStore(MemoryStore):
                 why = f"an error of ours ({type(error).__name__}), see the log"
                 _log.error("run %s: an exchange with its store failed", self.account.name, exc_info=error)
         with self._lock:
+            waiters = self._shared.stop_waiting(name)
             is_new = self._shared.lose(name, why, self._clock())
             self._take_told()
+        _tell(waiters)
         if is_new:
             whose = name or self.account.name
             _log.error("run %s: nothing more is let go, its store cannot be relied on: %s", whose, why)
+        return why
 
     # ---------------------------------------------------------------- the clerk
 
@@ -413,8 +426,9 @@ class SharedStore(MemoryStore):
             _log.error("run %s: its store is away, calls %s until it is back: %s", self.account.name, what, error)
 
     def _come_back(self) -> None:
-        if not self._admission.outbox:
-            self._journal.clear()
+        with self._wire:  # somebody may just be writing what is not in the outbox any more
+            if not self._admission.outbox:
+                self._journal.clear()
         if self._away_since is None or not self._is_reached:  # nothing to write is no sign that it could be written
             return
         with self._books:

@@ -127,12 +127,12 @@ class _Rates:
                 self.levels[index] -= amounts[limit.kind]
                 self.is_changed = True
 
-    def give_back(self, amounts: Mapping[Kind, int]) -> None:
-        """Below 0 it is taken; never above the burst."""
+    def give_back(self, amounts: Mapping[Kind, int], *, is_refund: bool) -> None:
+        """Below 0 it is taken; never above the burst. A refund lets those go sooner who wait."""
         for index, limit in enumerate(self.limits):
             if limit.kind in amounts:
                 self.levels[index] = min(limit.burst, self.levels[index] + amounts[limit.kind])
-                self.refunds[index] += amounts[limit.kind]
+                self.refunds[index] += amounts[limit.kind] if is_refund else 0
                 self.is_changed = True
 
     def replace(self, limits: tuple[Limit, ...]) -> None:
@@ -373,7 +373,7 @@ class Sheet:
     def _settle(self, entry: Settle) -> Missing | None:
         run = self.run(entry.run)
         key = run.epoch, entry.id
-        row = self._execute("SELECT amount, state FROM holds WHERE run = ? AND id = ?", key).fetchone()
+        row = self._execute("SELECT amount, state, acts_at FROM holds WHERE run = ? AND id = ?", key).fetchone()
         if row is None:
             if entry.is_held:
                 return Missing()
@@ -393,7 +393,11 @@ class Sheet:
             run.sums[INDEX[name]] += amount
         run.is_changed = True
         if entry.gives_back:
-            self.rates().give_back(entry.gives_back)
+            back = entry.gives_back.items()
+            # Who gives up before its time may have come after those who wait: they never waited for what it took.
+            was_due = bool(entry.booked) or row is None or row[2] <= self.now
+            taken = {kind: amount for kind, amount in back if row is not None or amount < 0}
+            self.rates().give_back(taken, is_refund=was_due)
         if entry.returned:
             self._draw(run, entry.reserve, -entry.returned)
         return None

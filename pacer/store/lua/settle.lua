@@ -37,11 +37,13 @@ end
 for sum, amount in pairs(booked) do
   add(sums, PLACES[sum], amount)
 end
+-- Who gives up before its time may have come after those who wait: they never waited for what it took.
+local was_due = not hold or hold[4] <= now or next(booked) ~= nil
 for _, rate in ipairs(rates) do
   local given = gives_back[rate[KIND]]
-  if given then
+  if given and (hold or given < 0) then
     rate[LEVEL] = math.min(rate[BURST], rate[LEVEL] + given)
-    rate[REFUNDS] = rate[REFUNDS] + given
+    rate[REFUNDS] = rate[REFUNDS] + (was_due and given or 0)
     is_pacer_changed = true
   end
 end
