@@ -9,7 +9,9 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
+from unittest.mock import patch
 
+from pacer.store import redis
 from pacer.store.redis import RedisVault
 from pacer.store.sqlite import SqliteVault
 from pacer.store.vault import Vault
@@ -95,10 +97,15 @@ def started() -> Valkey:
     return valkey
 
 
+def patient() -> AbstractContextManager[object]:
+    """A server that a busy machine holds up is waited for: it is not away."""
+    return patch.multiple(redis, CALL_SECONDS=20.0, ANSWER_SECONDS=20.0, CONNECT_SECONDS=20.0)
+
+
 @contextmanager
 def valkey_shelf() -> Iterator[Shelf]:
     started().ask("FLUSHALL")
-    with started().clock() as clock:
+    with patient(), started().clock() as clock:
         shelf = ValkeyShelf(started(), clock)
         yield shelf
         shelf.close()

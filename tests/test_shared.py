@@ -249,11 +249,11 @@ class Fleet(RuleBasedStateMachine):
                     pass
         self._pass(LEASE / 2)
         for process in self.processes:
-            process.vault.renew("{}")
+            process.store._renew()  # who has nothing to write learns by it that the store is back
         self._pass(LEASE / 2 + 1)
         for _ in range(40):  # all who can go
             for process in self.processes:
-                process.vault.renew("{}")
+                process.store._renew()
                 process.work()
                 for ticket in process.open_calls:
                     process.settle(ticket, place_of(ticket).call.worst, 0)

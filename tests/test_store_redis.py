@@ -27,6 +27,7 @@ from pacer.errors import StoreError
 from pacer.store.redis import RedisVault
 from pacer.store.vault import KEPT_SECONDS, Away, Forgotten
 from tests.servers import Connection, Server, self_signed
+from tests.shelves import patient
 from tests.valkey import Valkey, free_port
 
 RATE = (Limit("tokens_per_second", "tokens", 10.0, 1.0, 1_000.0),)
@@ -41,10 +42,11 @@ def shared() -> Iterator[Valkey]:
 
 
 @pytest.fixture
-def valkey(shared: Valkey) -> Valkey:
+def valkey(shared: Valkey) -> Iterator[Valkey]:
     """An empty server that is not to be stopped or set otherwise."""
     shared.ask("FLUSHALL")
-    return shared
+    with patient():
+        yield shared
 
 
 @pytest.fixture
