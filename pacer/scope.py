@@ -437,7 +437,8 @@ def limit(*, tokens: int | str) -> Within:
 
 
 def wrap_up() -> Within:
-    """Inside, the calls of the agent at hand (not of agents below it) may spend its reserve.
+    """Inside, the calls of the agent at hand (not of agents below it) may spend its reserve; where none was entered,
+    those of the agent that a client is bound to.
 
     A reserve is exempt from every ceiling; the rate holds. Where a call does not fit into it, it is an ordinary one.
     """
@@ -471,8 +472,8 @@ def caller(books: Books, bound: Scope | None, named: str | None) -> Caller:
         account = _addressed(books, account, named)
     if frame is None:
         return Caller(account)
-    wraps_up = frame.wraps_up and frame.scope is not None and frame.scope.account is account
-    return Caller(account, frame.tokens, wraps_up)
+    at_hand = frame.scope.account if isinstance(frame.scope, Agent) else account
+    return Caller(account, frame.tokens, frame.wraps_up and at_hand is account)
 
 
 def _account_here(store: Store) -> Account:

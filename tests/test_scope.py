@@ -535,6 +535,20 @@ def test_who_wraps_up_spends_its_own_reserve_only():
             assert (other.status().wrap_ups, other.status().reserve, other.status().calls) == (0, 700, 2)
 
 
+def test_a_client_that_is_bound_to_an_agent_wraps_up_for_it_where_no_agent_was_entered():
+    budget = Budget(ceiling=1_000)
+    agent = budget.pacer.agent("agent", reserve=700)
+    bound = agent.bind(budget.client)
+    while (answer := budget.call(bound, max_tokens=100)).status_code == 200:
+        assert agent.status().wrap_ups == 0
+    assert "pacer.wrap_up()" in answer.json()["error"]["message"]
+    with budget.pacer.run("default"), pacer.wrap_up():
+        assert budget.call(bound, max_tokens=100).status_code == 200
+    with budget.pacer.agent("other"), pacer.wrap_up():
+        assert budget.call(bound, max_tokens=100).status_code == 402
+    assert agent.status().wrap_ups == 1
+
+
 def test_thresholds_are_told_once_and_again_for_a_new_ceiling(caplog: pytest.LogCaptureFixture):
     budget, told = Budget(ceiling=10_000), list[Threshold]()
     run = budget.pacer.run(budget.pacer.name)
