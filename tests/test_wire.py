@@ -528,6 +528,20 @@ def test_the_last_chunk_of_a_gemini_stream_is_its_bill():
     assert tally.usage == GEMINI_USAGE
 
 
+def test_what_a_gemini_stream_says_after_its_end_is_its_bill():
+    tally = Tally()
+    GEMINI.read_event(body(candidates=[{"finishReason": "STOP"}], usageMetadata={"promptTokenCount": 20}), tally)
+    GEMINI.read_event(body(usageMetadata=GEMINI_USAGE), tally)
+    assert (tally.final, tally.usage) == (True, GEMINI_USAGE)
+
+
+def test_a_prompt_that_gemini_blocks_is_billed_all_the_same():
+    tally, usage = Tally(), {"promptTokenCount": 20, "totalTokenCount": 20}
+    GEMINI.read_event(body(promptFeedback={"blockReason": "SAFETY"}, usageMetadata=usage), tally)
+    assert tally.final
+    assert GEMINI.usage(tally.usage) == Usage(20, 0, tokens=20)
+
+
 def test_a_gemini_stream_as_one_array_is_billed_by_its_last_element():
     parts = [{"usageMetadata": {"promptTokenCount": 20}}, {"usageMetadata": GEMINI_USAGE}]
     assert GEMINI.read_answer(json.dumps(parts).encode()) == GEMINI_USAGE

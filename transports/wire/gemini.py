@@ -1,8 +1,9 @@
 """Gemini, ``POST .../models/{model}:generateContent`` and ``:streamGenerateContent``, also in Vertex AI's paths.
 
 Thinking is reported beside the candidates' tokens, and what tools put into the prompt beside the prompt's; cached
-content is inside the prompt's. In a stream every chunk may carry usage so far: the one with a ``finishReason`` is the
-bill. Without ``alt=sse`` a stream is one JSON array. Embeddings have no output and report no usage.
+content is inside the prompt's. In a stream every chunk may carry usage so far: the bill is the one with a
+``finishReason`` or a ``blockReason``, or the last one after it. Without ``alt=sse`` a stream is one JSON array.
+Embeddings have no output and report no usage.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class _Candidate(msgspec.Struct):
 class _Answer(msgspec.Struct):
     usageMetadata: Any = None
     candidates: list[_Candidate] | None = None
+    promptFeedback: Any = None
 
 
 _ENDS = (":generateContent", ":streamGenerateContent")
@@ -68,8 +70,10 @@ def _read_event(data: bytes, tally: f.Tally) -> bool:
     candidates = said.candidates or []
     tally.seen_output += sum(1 for candidate in candidates if candidate.content)
     if said.usageMetadata is not None:
+        was_final = tally.final
         f.believed(tally, said.usageMetadata)
-        tally.final = any(candidate.finishReason for candidate in candidates)
+        ends = [candidate.finishReason for candidate in candidates]
+        tally.final = was_final or any(ends) or bool(f.inside(said.promptFeedback, "blockReason"))
     return False
 
 
