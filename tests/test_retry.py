@@ -10,7 +10,7 @@ import pytest
 from pacer import Pacer
 from pacer.flow import Park, Pause
 from tests.engine import Clock
-from tests.servers import CHAT, LIBRARIES, URL, answer_json, ask, body_stream, books
+from tests.servers import CHAT, LIBRARIES, URL, Inner, answer_json, ask, body_stream, books, ok
 from transports import BudgetTransport
 from transports.budget import Send
 from transports.limits import LONGEST_WAIT_SECONDS
@@ -43,7 +43,7 @@ class Driver:
         self.pacer = Pacer(clock=self.clock, ceiling=self.ceiling)
 
     def walk(self, *answers: Any, retries: int = 2, request: Any = None, **options: Any) -> Any:
-        transport = BudgetTransport(object(), pacer=self.pacer, retries=retries, **options)
+        transport = BudgetTransport(Inner(ok()), pacer=self.pacer, retries=retries, **options)
         left = list(answers)
         way = transport._way(request or self.library.Request("POST", URL, json=ask()), awaits=False)
         step = next(way)
@@ -176,7 +176,7 @@ def test_the_pause_is_the_one_the_provider_asks_for(library):
 def test_nothing_is_held_during_the_pause(library):
     """A place is for a call, not for waiting: others use the room meanwhile."""
     driver = Driver(library)
-    transport = BudgetTransport(object(), pacer=driver.pacer, retries=1)
+    transport = BudgetTransport(Inner(ok()), pacer=driver.pacer, retries=1)
     way = transport._way(library.Request("POST", URL, json=ask()), awaits=False)
     assert isinstance(next(way), Send)
     assert isinstance(way.send(driver.answer(503)), Discard)
