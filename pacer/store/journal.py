@@ -42,6 +42,11 @@ class Journal:
         self._file: int | None = None
         self._lock = threading.Lock()  # the clerk may be at it while its process ends
 
+    @property
+    def holds_any(self) -> bool:
+        """Whether anything was written down that is not known to be in the books."""
+        return self._file is not None
+
     def append(self, settlements: Iterable[Settle]) -> None:
         """Write them down; where that cannot be done they are only in memory, and it is said."""
         # Each begins a line: one that a full disk has cut off spoils none that comes after it.

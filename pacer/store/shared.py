@@ -426,9 +426,10 @@ class SharedStore(MemoryStore):
             _log.error("run %s: its store is away, calls %s until it is back: %s", self.account.name, what, error)
 
     def _come_back(self) -> None:
-        with self._wire:  # somebody may just be writing what is not in the outbox any more
-            if not self._admission.outbox:
-                self._journal.clear()
+        if self._journal.holds_any:
+            with self._wire:  # somebody may just be writing what is not in the outbox any more
+                if not self._admission.outbox:
+                    self._journal.clear()
         if self._away_since is None or not self._is_reached:  # nothing to write is no sign that it could be written
             return
         with self._books:
