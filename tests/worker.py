@@ -44,22 +44,38 @@ def _end_with(pipe: Connection) -> None:
     os._exit(1)
 
 
+class Loop:
+    """Watches by how many seconds the loop of this process was held up at worst."""
+
+    late = 0.0
+
+    async def watch(self) -> None:
+        """Look again and again."""
+        while True:
+            due = time.monotonic() + 0.01
+            await asyncio.sleep(0.01)
+            self.late = max(self.late, time.monotonic() - due)
+
+
 async def work(url: str, callers: int, calls: int | None = None, cap: int = CAP) -> Told:
     """So many callers at once, with so many calls each; otherwise until the budget or the provider ends them."""
     told: Told = []
+    loop = Loop()
+    watching = asyncio.create_task(loop.watch())
     async with (
         httpx.AsyncClient(transport=BudgetTransport(verify=False), timeout=60) as client,
         asyncio.TaskGroup() as group,
     ):
         for _ in range(callers):
-            group.create_task(_call(client, url, calls, cap, told))
+            group.create_task(_call(client, url, calls, cap, told, loop))
+    watching.cancel()
     return told
 
 
-async def _call(client: httpx.AsyncClient, url: str, calls: int | None, cap: int, told: Told) -> None:
+async def _call(client: httpx.AsyncClient, url: str, calls: int | None, cap: int, told: Told, loop: Loop) -> None:
     for _ in itertools.repeat(None) if calls is None else itertools.repeat(None, calls):
         begun = time.monotonic()
-        response = await client.post(url + CHAT, json=ask(cap))
+        response = await client.post(url + CHAT, json=ask(cap), headers={"x-late": f"{loop.late:.3f}"})
         told.append((response.status_code, time.monotonic() - begun))
         if response.status_code == 200:
             receipt = response.extensions["pacer"]
